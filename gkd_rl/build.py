@@ -1,0 +1,121 @@
+"""From a configuration to the parts of a run, checked in the order of their cost: words, files, tokenizers, then models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gkd_rl.config.run import Config
+from gkd_rl.config.validate import validate
+from gkd_rl.engine import Engine, Processes
+from gkd_rl.errors import UserError
+from gkd_rl.evaluation.evaluate import Evaluator
+from gkd_rl.models.language_model import LanguageModel, load_language_model
+from gkd_rl.models.source import resolve
+from gkd_rl.models.tokenizers import load_tokenizer, prompt_tokens, require_same_tokenizer
+from gkd_rl.rollout.sampler import InProcessSampler
+from gkd_rl.scoring import make_rewards
+from gkd_rl.tasks.base import Task, make_task
+from gkd_rl.teacher.local import LocalTeacher
+from gkd_rl.types import Example
+from reward_models.combine import WeightedSum
+
+
+@dataclass
+class Parts:
+    """Everything a run is made of but the engine."""
+
+    task: Task
+    rewards: WeightedSum
+    student: LanguageModel
+    sampler: InProcessSampler
+    teacher: LocalTeacher | None
+    reference: LocalTeacher | None
+    evaluator: Evaluator
+    held_out: list[Example]
+
+
+def build_parts(config: Config, processes: Processes, student_path: str | None = None, where: str = "student.path") -> Parts:
+    """Make every part; ``student_path`` replaces the configured student. Raises ``UserError`` before a model is loaded if it can."""
+    validate(config)
+    path = student_path or config.student.path
+    source = resolve(path, where)
+    teacher_source = resolve(config.teacher.path, "teacher.path") if config.teacher.path else None
+    task = make_task(config)
+    rewards = make_rewards(config.rewards if config.rewards is not None else task.default_rewards())
+    held_out = task.held_out(config.evaluation.examples)
+    tokenizer = load_tokenizer(source, where, config.student.trust_remote_code)
+    check_prompts(config, tokenizer, held_out, "held-out")
+    if task.train_size is not None and config.task.long_prompts == "error":
+        check_prompts(config, tokenizer, [task.train_example(i) for i in range(task.train_size)], "training")
+    if teacher_source is not None:
+        theirs = load_tokenizer(teacher_source, "teacher.path", config.teacher.trust_remote_code)
+        require_same_tokenizer(tokenizer, theirs)
+    student = _load(path, where, config.student.dtype, config.student.trust_remote_code, processes)
+    _check_context(config, student)
+    return Parts(
+        task=task,
+        rewards=rewards,
+        student=student,
+        sampler=InProcessSampler(student, config.rollout.sampling_rows),
+        teacher=_teacher(config, processes),
+        reference=_reference(config, processes, path, where),
+        evaluator=Evaluator(
+            rewards, config.objective, processes, config.engine.micro_batch_tokens, config.rollout.max_new_tokens
+        ),
+        held_out=held_out,
+    )
+
+
+def build_engine(config: Config, processes: Processes, model: LanguageModel) -> Engine:
+    """DeepSpeed over ``model``, which is trained from here on."""
+    head = model.module.get_output_embeddings()
+    assert head is not None
+    model.module.eval()  # dropout would make the policy that is trained another one than the policy that samples
+    return Engine(model.module, head, processes, config.engine, config.optimizer)
+
+
+def check_prompts(config: Config, tokenizer, examples: list[Example], kind: str) -> None:
+    """Raise ``UserError`` for the first prompt that is empty or longer than ``task.max_prompt_tokens``."""
+    for example in examples:
+        length = len(prompt_tokens(tokenizer, example.prompt))
+        if length == 0:
+            raise UserError(f"the prompt of {kind} example {example.key} is empty; remove the row or give it text")
+        if length > config.task.max_prompt_tokens and (config.task.long_prompts == "error" or kind == "held-out"):
+            raise UserError(
+                f"the prompt of {kind} example {example.key} has {length} tokens, over task.max_prompt_tokens="
+                f"{config.task.max_prompt_tokens}; raise it, or shorten or remove the row"
+            )
+
+
+def _check_context(config: Config, student: LanguageModel) -> None:
+    window = getattr(student.module.config, "max_position_embeddings", None)
+    needed = config.task.max_prompt_tokens + config.rollout.max_new_tokens
+    if window is not None and needed > window:
+        raise UserError(
+            f"task.max_prompt_tokens + rollout.max_new_tokens = {needed} but {config.student.path} reads at most {window} tokens; "
+            "lower one of them"
+        )
+
+
+def _load(path: str, where: str, dtype: str, trust: bool, processes: Processes) -> LanguageModel:
+    model = load_language_model(path, where, dtype, trust)
+    model.module.to(processes.device)  # pyright: ignore[reportArgumentType]
+    return model
+
+
+def _teacher(config: Config, processes: Processes) -> LocalTeacher | None:
+    if config.teacher.path is None:
+        return None
+    model = _load(config.teacher.path, "teacher.path", config.teacher.dtype, config.teacher.trust_remote_code, processes)
+    model.module.requires_grad_(False)
+    return LocalTeacher(model, 4 * config.engine.micro_batch_tokens)
+
+
+def _reference(config: Config, processes: Processes, path: str, where: str) -> LocalTeacher | None:
+    """A frozen copy of the initial student, where the objective compares with it."""
+    if not (config.objective.surrogate.reference_kl_weight or config.objective.divergence.extrapolation != 1):
+        return None
+    model = _load(path, where, config.student.dtype, config.student.trust_remote_code, processes)
+    model.module.requires_grad_(False)
+    return LocalTeacher(model, 4 * config.engine.micro_batch_tokens)
+

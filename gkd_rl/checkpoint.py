@@ -1,0 +1,81 @@
+"""Checkpoints of a run: written aside, flushed, renamed; the newest intact one is found again.
+
+A checkpoint holds DeepSpeed's state (weights, optimiser) and, per rank, the sampling buffer; ``state.json`` closes it and holds what
+is left: the step, the validation scores and the positions of the logs. Everything random is a function of seed and step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gkd_rl.engine import Engine, Processes
+from gkd_rl.rollout.buffer import SamplingBuffer
+from gkd_rl.run_folder import RunFolder, remove_tree, write_atomically
+from gkd_rl.types import Head
+
+
+class Checkpoints:
+    """The ``checkpoints/`` of a run's folder."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder / "checkpoints"
+        self.keep = keep
+
+    def save(self, step: int, engine: Engine, buffer: SamplingBuffer, run: RunFolder | None, state: Mapping[str, Any]) -> None:
+        """Write the checkpoint of ``step`` finished steps; every rank calls it, the main one has the ``run`` folder."""
+        processes = engine.processes
+        aside, place = self.folder / f".step-{step:08d}", self.folder / f"step-{step:08d}"
+        if processes.is_main:
+            remove_tree(aside)
+            aside.mkdir(parents=True)
+        processes.barrier()
+        engine.save(aside)
+        torch.save(buffer.state_dict(), aside / f"buffer-{processes.rank}.pt")
+        processes.barrier()
+        if run is not None:
+            whole = {**state, "step": step, "ranks": processes.count, "positions": run.positions()}
+            write_atomically(aside / "state.json", json.dumps(whole, indent=2))
+            _flush(aside)
+            remove_tree(place)
+            aside.rename(place)
+            for old in self._steps()[: -self.keep]:
+                remove_tree(old)
+        processes.barrier()
+
+    def newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that was closed, and its ``state.json``."""
+        for place in reversed(self._steps()):
+            if (place / "state.json").is_file():
+                return place, json.loads((place / "state.json").read_text())
+        return None
+
+    def restore(
+        self, place: Path, engine: Engine, buffer: SamplingBuffer, teacher: Head | None, reference: Head | None
+    ) -> None:
+        """Load weights, optimiser and this rank's buffer. Buffers hold tensors and plain values only."""
+        engine.load(place)
+        stored = place / f"buffer-{engine.processes.rank}.pt"
+        if stored.is_file():
+            state = torch.load(stored, map_location=engine.processes.device, weights_only=True)
+            buffer.load_state_dict(state, teacher, reference)
+
+    def _steps(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
+
+
+def state_on_main(checkpoints: Checkpoints, processes: Processes) -> tuple[Path, dict[str, Any]] | None:
+    """What the main process finds, told to all: ranks must not decide apart."""
+    return processes.gather(checkpoints.newest() if processes.is_main else None)[0]
+
+
+def _flush(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())

@@ -1,0 +1,156 @@
+"""The command line. Heavy imports wait until a command needs them, so that help and configuration errors answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from gkd_rl.errors import UserError
+from reward_models.errors import InputError
+
+_EPILOG = """
+examples:
+  gkd-rl train configs/arithmetic.yaml                          align and compress the embedded student
+  gkd-rl train configs/gsm8k.yaml data_dir=DATA student.path=A teacher.path=B
+  gkd-rl ablate configs/ablate_alpha.yaml                       reward against distillation
+  gkd-rl grade answers.jsonl --reference-field answer --completion-field completion
+  torchrun --nproc_per_node 2 -m gkd_rl train configs/arithmetic.yaml engine.zero_stage=2
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; a user's mistake prints one sentence and exits with status 2."""
+    parsed = _parse(arguments)
+    try:
+        status = parsed.run(parsed)
+    except (UserError, InputError) as error:
+        print(f"gkd-rl: {error}", file=sys.stderr)
+        _leave(2)
+    except KeyboardInterrupt:
+        print("gkd-rl: interrupted; resume=auto continues from the newest checkpoint", file=sys.stderr)
+        _leave(130)
+    else:
+        sys.exit(status or 0)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options may stand between the overrides, which argparse alone does not allow."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if any(word.startswith("-") or not hasattr(parsed, "overrides") for word in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides = [*parsed.overrides, *rest]
+    return parsed
+
+
+def _leave(status: int) -> None:
+    """Exit without waiting for other ranks: what stopped this one stops them through the launcher."""
+    sys.stderr.flush()
+    sys.stdout.flush()
+    if "torch" in sys.modules and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(status)
+    sys.exit(status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gkd-rl",
+        description="Align and compress a language model in one run: (1-α)·reward - α·divergence(teacher ‖ student).",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _configured(commands, "train", _train, "train a student on reward and teacher at once", _TRAIN)
+    evaluate = _configured(commands, "evaluate", _evaluate, "evaluate a model on held-out examples", _EVALUATE)
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    _configured(commands, "sft", _sft, "fine-tune the student on the task's own solutions first", _SFT)
+    _configured(commands, "ablate", _ablate, "run a grid of settings with several seeds", _ABLATE)
+    grade = commands.add_parser(
+        "grade",
+        help="grade answers in a file against references",
+        description="Grade the answers in FILE (JSONL, CSV or Parquet) by their final number.",
+    )
+    from reward_models.grading import add_arguments, command
+
+    add_arguments(grade)
+    grade.set_defaults(run=command)
+    return parser
+
+
+_TRAIN = """
+  run_dir, max_steps, seed, resume=never|auto|new      the run and its folder
+  objective.alpha=0.5                                   weight of the teacher against the reward
+  objective.divergence.kind=gjsd|forward_kl|reverse_kl  with objective.divergence.beta
+  rollout.prompts_per_step, rollout.per_prompt          answers sampled per step
+  engine.zero_stage=0..3                                DeepSpeed ZeRO
+"""
+_EVALUATE = """
+  model=PATH                  the model (default: the run's final model if there is one, else the student)
+  evaluation.examples=500     held-out examples
+  evaluation.samples=8        samples per example, for pass@k
+"""
+_SFT = """
+  sft.examples, sft.epochs, sft.batch_size, sft.lr      on the task's own completions; the model goes to RUN_DIR/model
+"""
+_ABLATE = """
+  ablation.grid={objective.alpha: [0, 0.5, 1]}          key → values; every combination is run
+  ablation.seeds=[0,1,2]                                with each seed
+"""
+
+
+def _configured(commands, name: str, run: Callable[[argparse.Namespace], int], text: str, keys: str):
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=f"keys used most:{keys}\nAny key of the configuration can be set: key.sub=value.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="YAML file")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings laid over the file")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _load(parsed: argparse.Namespace):
+    from gkd_rl.config.load import load_config
+    from gkd_rl.config.validate import validate
+
+    config = load_config(parsed.config, parsed.overrides)
+    validate(config)
+    return config
+
+
+def _train(parsed: argparse.Namespace) -> int:
+    config = _load(parsed)
+    from gkd_rl.train import train
+
+    train(config)
+    return 0
+
+
+def _evaluate(parsed: argparse.Namespace) -> int:
+    config = _load(parsed)
+    from gkd_rl.evaluation.command import evaluate
+
+    evaluate(config, parsed.json)
+    return 0
+
+
+def _sft(parsed: argparse.Namespace) -> int:
+    config = _load(parsed)
+    from gkd_rl.sft import sft
+
+    sft(config)
+    return 0
+
+
+def _ablate(parsed: argparse.Namespace) -> int:
+    config = _load(parsed)
+    from gkd_rl.ablation import ablate
+
+    ablate(config, parsed.config, parsed.overrides)
+    return 0

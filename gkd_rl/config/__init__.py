@@ -1,0 +1,1 @@
+"""Typed configuration: dataclasses, read from YAML with inheritance and dotted overrides."""

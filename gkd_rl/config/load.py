@@ -1,0 +1,132 @@
+"""From a YAML file and dotted overrides to a ``Config`` of plain objects, with errors that name the fix.
+
+``base: other.yaml`` (relative to the file) is read first and the file laid over it; ``key=value`` overrides come last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from gkd_rl.config.run import Config
+from gkd_rl.errors import UserError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read ``path`` with its bases and ``overrides`` (``a.b=value``) into a ``Config``.
+
+    Raises ``UserError`` for a missing or malformed file, an unknown key (with the nearest right one) or a wrong type.
+    """
+    merged = OmegaConf.structured(Config)
+    for where, layer in _layers(Path(path), overrides):
+        merged = _merge(merged, layer, where)
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {_first_line(error)}") from None
+    assert isinstance(config, Config)
+    if config.data_dir is None:
+        config.data_dir = os.environ.get("GKD_RL_DATA") or None
+    return config
+
+
+def config_to_yaml(config: Config) -> str:
+    """The whole resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """A copy of ``config`` with ``a.b=value`` overrides laid over it."""
+    merged = OmegaConf.structured(config)
+    for where, layer in _override_layers(overrides):
+        merged = _merge(merged, layer, where)
+    result = OmegaConf.to_object(merged)
+    assert isinstance(result, Config)
+    return result
+
+
+def _layers(path: Path, overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig]]:
+    chain: list[tuple[str, DictConfig]] = []
+    seen: list[Path] = []
+    current: Path | None = path
+    while current is not None:
+        if current.resolve() in seen:
+            raise UserError(f"{current}: its 'base:' leads back to itself; remove one of the links")
+        seen.append(current.resolve())
+        layer = _read(current)
+        base = layer.pop("base", None)
+        chain.append((str(current), layer))
+        current = current.parent / str(base) if base else None
+    yield from reversed(chain)
+    yield from _override_layers(overrides)
+
+
+def _read(path: Path) -> DictConfig:
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path(".")
+        near = difflib.get_close_matches(path.name, sorted(p.name for p in folder.glob("*.yaml")), n=1, cutoff=0.5)
+        hint = f"; did you mean {folder / near[0]}?" if near else ""
+        raise UserError(f"configuration file {path} does not exist{hint}")
+    try:
+        layer = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not readable as YAML ({getattr(error, 'problem', None) or error})") from None
+    if not isinstance(layer, DictConfig):
+        raise UserError(f"{path}: a configuration is a mapping of keys to values, not a list or a single value")
+    return layer
+
+
+def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig]]:
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][\w.\[\]-]*", key):
+            raise UserError(f"override '{override}' is not of the form key=value, such as objective.alpha=0.25")
+        try:
+            yield f"override '{override}'", OmegaConf.from_dotlist([override])
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"override '{override}': {_first_line(error)}") from None
+
+
+def _merge(merged: DictConfig, layer: DictConfig, where: str) -> DictConfig:
+    try:
+        return OmegaConf.merge(merged, layer)  # pyright: ignore[reportReturnType]
+    except ConfigKeyError as error:
+        raise UserError(f"{where}: {_unknown_key(error)}") from None
+    except OmegaConfBaseException as error:
+        key = error.full_key or ""
+        raise UserError(f"{where}: {key + ': ' if key else ''}{_first_line(error)}") from None
+    except TypeError:
+        raise UserError(f"{where}: a list is replaced as a whole, for example rewards=[{{path: ..., weight: 1}}]") from None
+
+
+def _unknown_key(error: ConfigKeyError) -> str:
+    key = str(error.full_key or error.key)
+    near = difflib.get_close_matches(key, list(all_keys()), n=1, cutoff=0.0)
+    tail = key.rsplit(".", 1)[-1]
+    same_tail = [known for known in all_keys() if known.rsplit(".", 1)[-1] == tail]
+    best = same_tail[0] if same_tail else (near[0] if near else "")
+    return f"there is no key '{key}'; the nearest is '{best}'"
+
+
+def all_keys(cls: type = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the configuration."""
+    for item in dataclasses.fields(cls):
+        yield prefix + item.name
+        made: Any = item.default_factory() if item.default_factory is not dataclasses.MISSING else None
+        if dataclasses.is_dataclass(made):
+            yield from all_keys(type(made), f"{prefix}{item.name}.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

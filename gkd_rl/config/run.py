@@ -1,0 +1,224 @@
+"""Configuration of a run: everything but the objective, and the ``Config`` that holds it all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gkd_rl.config.objective import ObjectiveConfig
+
+DType = Literal["float32", "bfloat16"]
+
+
+@dataclass
+class StudentConfig:
+    """The model that is trained."""
+
+    path: str = "embedded:arithmetic-student"
+    """A folder or hub name in Hugging Face form; ``embedded:NAME`` is a model shipped with this package."""
+    dtype: DType = "float32"
+    """Precision of weights and forward passes."""
+    trust_remote_code: bool = False
+    """Whether a checkpoint may bring its own Python code."""
+
+
+@dataclass
+class TeacherConfig:
+    """The model whose distribution the divergence pulls towards."""
+
+    path: str | None = "embedded:arithmetic-teacher"
+    """A folder or hub name; ``embedded:NAME`` as for the student; null: no teacher (then α must be 0)."""
+    dtype: DType = "float32"
+    """Precision of weights and forward passes."""
+    trust_remote_code: bool = False
+    """Whether a checkpoint may bring its own Python code."""
+
+
+@dataclass
+class TaskConfig:
+    """Where prompts and references come from."""
+
+    path: str = "gkd_rl.tasks.arithmetic.ArithmeticTask"
+    """Dotted path of the task's class."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the task's class."""
+    prompt_format: Literal["plain", "chat"] = "plain"
+    """``plain``: the task's own template; ``chat``: the tokenizer's chat template."""
+    train_examples: int = 0
+    """Train on the first so many examples only, reshuffled in every epoch; 0: all that the task has."""
+    max_prompt_tokens: int = 512
+    """Longest prompt in tokens."""
+    long_prompts: Literal["error", "drop"] = "error"
+    """What happens to a longer one: an error that names it, or it is left out and counted. Never cut."""
+
+
+@dataclass
+class RewardConfig:
+    """One reward: a callable ``(prompts, completions, **columns) -> list[float | None]``."""
+
+    path: str = "reward_models.ArithmeticVerifier"
+    """Dotted path, or ``file.py:name``."""
+    name: str | None = None
+    """Name in metrics and stored rollouts; by default the last part of the path."""
+    weight: float = 1.0
+    """Weight in the sum of rewards."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of a reward that is a class."""
+
+
+@dataclass
+class RolloutConfig:
+    """How the student's answers are sampled and used."""
+
+    prompts_per_step: int = 32
+    """Prompts per update step, over all ranks."""
+    per_prompt: int = 4
+    """Completions sampled for each prompt (the group)."""
+    max_new_tokens: int = 64
+    """Longest completion in tokens."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens only; 0: all."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens that hold this mass; 1: all."""
+    on_policy_share: float = 1.0
+    """λ: share of prompts answered by the student; the rest carry the dataset's completion."""
+    passes: int = 1
+    """Passes over each batch of rollouts."""
+    updates_per_pass: int = 1
+    """Optimiser updates that one pass is cut into."""
+    max_staleness: int = 0
+    """How many steps old a row may be when it is trained on."""
+    sampling_rows: int = 512
+    """Rows decoded at once at most."""
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the rate falls from its peak to ``end_share``·lr at ``max_steps``."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises from 0."""
+    end_share: float = 0.0
+    """Share of the peak rate that is left at the end."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices."""
+    max_grad_norm: float = 1.0
+    """The gradient is scaled down to this norm; 0: never."""
+
+
+@dataclass
+class EngineConfig:
+    """DeepSpeed and the cut into micro-batches."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """ZeRO: 1 shards optimiser states over ranks, 2 gradients too, 3 parameters too."""
+    micro_batch_tokens: int = 4096
+    """Padded tokens of one micro-batch at most (a single longer row still goes, alone)."""
+    threads: int = 0
+    """CPU threads per process; 0: torch's default."""
+
+
+@dataclass
+class EvaluationConfig:
+    """How the student is evaluated on held-out examples during and around training."""
+
+    examples: int = 500
+    """Held-out examples."""
+    every: int = 0
+    """Evaluate every so many steps; 0: only before and after."""
+    during_examples: int = 200
+    """Held-out examples of the evaluations during training."""
+    samples: int = 1
+    """Completions sampled per example in ``gkd-rl evaluate`` (more than 1: pass@k)."""
+    teacher: bool = True
+    """Whether the teacher is evaluated too, once."""
+
+
+@dataclass
+class CheckpointConfig:
+    """What is kept of the run's state."""
+
+    every: int = 50
+    """Steps between checkpoints; one is always written at the end; 0: only that."""
+    keep: int = 2
+    """Newest checkpoints kept."""
+
+
+@dataclass
+class SftConfig:
+    """Supervised fine-tuning of the student on the task's own completions."""
+
+    examples: int = 2000
+    """Training examples drawn from the task; repeated over the epochs."""
+    epochs: float = 10.0
+    """Passes over them."""
+    batch_size: int = 64
+    """Rows per update over all ranks."""
+    lr: float = 2e-3
+    """Peak learning rate."""
+
+
+@dataclass
+class AblationConfig:
+    """A grid of overrides, each run with each seed."""
+
+    grid: dict[str, Any] = field(default_factory=dict)
+    """Configuration key → list of values; the product of all is run."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Seeds; every point of the grid runs with each."""
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    run_dir: str = "runs/run"
+    """Folder that receives everything the run leaves."""
+    max_steps: int = 100
+    """Steps of the run: each samples one batch of rollouts and trains on it."""
+    seed: int = 0
+    """Seed of data order, sampling and initialisation."""
+    resume: str = "never"
+    """``never``: refuse a folder that holds a run; ``auto``: continue it from its newest checkpoint; ``new``: set it aside first."""
+    data_dir: str | None = None
+    """Folder of the task's data files; by default the environment variable GKD_RL_DATA."""
+    model: str | None = None
+    """Model that ``gkd-rl evaluate`` evaluates; by default the run's final model if there is one, else the student."""
+    log_rollouts_every: int = 1
+    """Rollouts of every so many steps are written to the run's folder; 0: none."""
+    student: StudentConfig = field(default_factory=StudentConfig)
+    """The model that is trained."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """The model that is distilled."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """Prompts and references."""
+    rewards: list[RewardConfig] | None = None
+    """Rewards, summed by weight; by default the task's own."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Sampling."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """Reward against divergence."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimiser."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """DeepSpeed."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Held-out evaluation."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoints."""
+    sft: SftConfig = field(default_factory=SftConfig)
+    """Supervised fine-tuning (``gkd-rl sft``)."""
+    ablation: AblationConfig = field(default_factory=AblationConfig)
+    """Sweep (``gkd-rl ablate``)."""

@@ -1,0 +1,95 @@
+"""Refuses settings that cannot work, before anything is loaded. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gkd_rl.config.run import Config
+from gkd_rl.errors import UserError
+from gkd_rl.objective.schedule import weights_at
+from gkd_rl.objective.validate import validate_objective
+
+RESUME = ("never", "auto", "new")
+
+_AT_LEAST = {
+    "max_steps": 1,
+    "rollout.prompts_per_step": 1,
+    "rollout.per_prompt": 1,
+    "rollout.max_new_tokens": 1,
+    "rollout.passes": 1,
+    "rollout.updates_per_pass": 1,
+    "rollout.max_staleness": 0,
+    "rollout.sampling_rows": 1,
+    "rollout.top_k": 0,
+    "optimizer.warmup_steps": 0,
+    "optimizer.max_grad_norm": 0,
+    "engine.micro_batch_tokens": 1,
+    "evaluation.examples": 1,
+    "evaluation.every": 0,
+    "evaluation.during_examples": 1,
+    "evaluation.samples": 1,
+    "task.train_examples": 0,
+    "checkpoint.every": 0,
+    "checkpoint.keep": 1,
+    "task.max_prompt_tokens": 1,
+    "sft.examples": 1,
+    "sft.batch_size": 1,
+}
+_IN_RANGE = {
+    "rollout.on_policy_share": (0.0, 1.0),
+    "optimizer.end_share": (0.0, 1.0),
+    "optimizer.beta1": (0.0, 1.0),
+    "optimizer.beta2": (0.0, 1.0),
+}
+_ABOVE_ZERO = ("optimizer.lr", "sft.lr", "sft.epochs", "rollout.temperature", "rollout.top_p")
+
+
+def validate(config: Config) -> None:
+    """Raise ``UserError`` with the first setting that is out of range, or the first combination that is inert or wrong."""
+    for complaint in _complaints(config):
+        raise UserError(complaint)
+    rollout = config.rollout
+    validate_objective(
+        config.objective,
+        has_reward=config.rewards is None or bool(config.rewards),
+        has_teacher=config.teacher.path is not None,
+        has_reference=True,
+        passes=rollout.passes * rollout.updates_per_pass * (1 + rollout.max_staleness),
+        sampler_is_exact=rollout.temperature == 1 and rollout.top_k == 0 and rollout.top_p == 1,
+        has_old_logprobs=True,
+        on_policy_share=rollout.on_policy_share,
+        group_size=rollout.per_prompt,
+    )
+
+
+def needs_teacher(config: Config) -> bool:
+    """Whether any update of the run has a divergence to the teacher."""
+    objective = config.objective
+    schedules = (objective.alpha_schedule, objective.divergence_schedule)
+    return any(s.kind != "constant" for s in schedules) or weights_at(objective, 0, config.max_steps).divergence != 0
+
+
+def _complaints(config: Config) -> Iterator[str]:
+    for key, least in _AT_LEAST.items():
+        if _get(config, key) < least:
+            yield f"{key} is {_get(config, key)}; it must be at least {least}"
+    for key, (low, high) in _IN_RANGE.items():
+        if not low <= _get(config, key) <= high:
+            yield f"{key} is {_get(config, key)}; it must lie between {low:g} and {high:g}"
+    for key in _ABOVE_ZERO:
+        if _get(config, key) <= 0:
+            yield f"{key} is {_get(config, key)}; it must be above 0"
+    if config.rollout.top_p > 1:
+        yield f"rollout.top_p is {config.rollout.top_p}; it must lie between 0 and 1"
+    if config.resume not in RESUME:
+        yield f"resume is '{config.resume}'; it must be one of {', '.join(RESUME)}"
+    if config.rewards == []:
+        yield "rewards is empty; leave it out for the task's own reward, and set objective.alpha=1 to train without one"
+
+
+def _get(config: Config, key: str) -> float:
+    value: object = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    assert isinstance(value, (int, float))
+    return value

@@ -1,0 +1,227 @@
+"""The only place that knows DeepSpeed, ranks and gradient accumulation.
+
+Its contract: the gradient of an update is that of the global mean, whatever the cut into micro-batches and ranks. Losses that come
+in are already divided by global counts (``Engine.global_sum`` makes those), so micro-batches add up; DeepSpeed averages over ranks,
+so each loss is multiplied by their number.
+
+Accelerate's DeepSpeed plugin does not distribute on CPUs; Accelerate makes the process group here and DeepSpeed is called directly.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gkd_rl.config.run import EngineConfig, OptimizerConfig
+from gkd_rl.errors import UserError
+from gkd_rl.types import Experience
+
+Forward = Callable[[Experience | None], Tensor]
+"""Loss of one micro-batch, divided by global counts; given None, a zero that depends on every trained parameter's graph."""
+
+
+def quiet_libraries() -> None:
+    """Keep libraries' notices from users who can do nothing about them."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", module=r"(torch|deepspeed|transformers|accelerate)\b.*")
+
+
+class Processes:
+    """This process among the others: its rank, their number, its device. Started before anything is loaded."""
+
+    def __init__(self, threads: int = 0) -> None:
+        quiet_libraries()
+        if threads:
+            torch.set_num_threads(threads)
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        os.environ.setdefault("LOCAL_RANK", str(local))  # DeepSpeed asks for it even where it is alone
+        if not dist.is_initialized():
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            store = dist.HashStore() if self.count == 1 else None
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.count)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: Sequence[Any]) -> list[Any]:
+        """This rank's contiguous part of ``items``."""
+        start, end = (len(items) * r // self.count for r in (self.rank, self.rank + 1))
+        return list(items[start:end])
+
+    def sum(self, values: Mapping[str, float | Tensor]) -> dict[str, float]:
+        """Sums over all ranks, in float64."""
+        tensor = torch.tensor([float(v) for v in values.values()], dtype=torch.float64)
+        return dict(zip(values, self._reduce(tensor, dist.ReduceOp.SUM), strict=True))
+
+    def largest(self, value: float) -> float:
+        """The largest value of any rank."""
+        return self._reduce(torch.tensor([value], dtype=torch.float64), dist.ReduceOp.MAX)[0]
+
+    def gather(self, item: Any) -> list[Any]:
+        """The items of all ranks, in their order, on every rank."""
+        if self.count == 1:
+            return [item]
+        items: list[Any] = [None] * self.count
+        dist.all_gather_object(items, item)
+        return items
+
+    def close(self) -> None:
+        """Wait for the others and leave the group: processes that vanish from it make gloo abort the rest."""
+        if dist.is_initialized():
+            self.barrier()
+            dist.destroy_process_group()
+
+    def barrier(self) -> None:
+        if self.count > 1:
+            dist.barrier()
+
+    def _reduce(self, tensor: Tensor, how: Any) -> list[float]:
+        tensor = tensor.to(self.device)
+        if self.count > 1:
+            dist.all_reduce(tensor, op=how)
+        return tensor.tolist()
+
+
+class _Compute(nn.Module):
+    """Runs a function as the forward of a module that owns the model, so that DeepSpeed's hooks surround all of it.
+
+    Under ZeRO-3 the head's weight is used here, outside of its own module: it is registered, and so gathered once for the whole
+    forward and once for the backward.
+    """
+
+    def __init__(self, model: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._head = [head]
+
+    def register_head(self) -> None:
+        from deepspeed.runtime.zero.partition_parameters import register_external_parameter
+
+        for parameter in self._head[0].parameters():
+            register_external_parameter(self, parameter)
+
+    def forward(self, function: Callable[[], Tensor]) -> Tensor:
+        return function()
+
+
+class Engine:
+    """DeepSpeed ZeRO over one model: updates, gathering for generation, state."""
+
+    def __init__(
+        self, model: nn.Module, head: nn.Module, processes: Processes, config: EngineConfig, optimizer: OptimizerConfig
+    ) -> None:
+        deepspeed = _import_deepspeed()
+        self.processes = processes
+        self.config = config
+        self.optimizer_config = optimizer
+        compute = _Compute(model, head)
+        if config.zero_stage == 3:
+            compute.register_head()
+        self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
+            model=compute,
+            optimizer=torch.optim.AdamW(
+                _parameter_groups(model, optimizer.weight_decay),
+                lr=optimizer.lr,
+                betas=(optimizer.beta1, optimizer.beta2),
+                eps=optimizer.eps,
+            ),
+            config=_deepspeed_config(config, optimizer, next(model.parameters()).dtype),
+            dist_init_required=False,
+        )
+
+    def update(self, micro_batches: Sequence[Experience], forward: Forward, lr: float) -> float:
+        """One optimiser update from this rank's micro-batches; returns the gradient's norm before clipping.
+
+        Every rank runs as many forwards and backwards as the rank with the most micro-batches, empty ones included: collectives
+        inside them would wait for ever otherwise.
+        """
+        rounds = max(1, int(self.processes.largest(len(micro_batches))))
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+        self.deepspeed.zero_grad()
+        for number in range(rounds):
+            self.deepspeed.set_gradient_accumulation_boundary(number == rounds - 1)
+            micro_batch = micro_batches[number] if number < len(micro_batches) else None
+            loss = self.deepspeed(lambda micro_batch=micro_batch: forward(micro_batch) * self.processes.count)
+            self.deepspeed.backward(loss, scale_wrt_gas=False)
+        norm = self._gradient_norm()
+        self.deepspeed.step()
+        ours = self.deepspeed.get_global_grad_norm()
+        return norm if ours is None else float(ours)
+
+    def _gradient_norm(self) -> float:
+        """Norm of the gradient where DeepSpeed reports none (stage 0 in fp32)."""
+        if self.config.zero_stage:
+            return float("nan")
+        gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
+        return float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Within it every rank holds the whole model (ZeRO-3 gathers once instead of layer by layer and token by token)."""
+        if self.config.zero_stage < 3:
+            yield
+            return
+        with _import_deepspeed().zero.GatheredParameters(list(self.deepspeed.module.parameters())):
+            yield
+
+    def save(self, folder: Path) -> None:
+        """Weights and optimiser state of all ranks into ``folder``."""
+        self.deepspeed.save_checkpoint(str(folder), tag="state", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """What ``save`` wrote. Raises ``UserError`` if it cannot be read."""
+        path, _ = self.deepspeed.load_checkpoint(str(folder), tag="state", load_lr_scheduler_states=False)
+        if path is None:
+            raise UserError(f"the checkpoint {folder} cannot be read; remove it to continue from an earlier one")
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed without its shared-memory operator, which it would compile at the first start; gloo's collectives serve on CPUs."""
+    import deepspeed
+
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
+    return deepspeed
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay, vectors (norms, biases) do not."""
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _deepspeed_config(config: EngineConfig, optimizer: OptimizerConfig, dtype: torch.dtype) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optimizer.max_grad_norm,
+        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": int(5e7), "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    if dtype == torch.bfloat16:
+        settings["bf16"] = {"enabled": True}
+    return settings

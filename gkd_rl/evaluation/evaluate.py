@@ -1,0 +1,140 @@
+"""Evaluation: greedy accuracy, and reward, divergence and pass@k on samples.
+
+Shapes: B sequences.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gkd_rl.config.objective import ObjectiveConfig
+from gkd_rl.engine import Processes
+from gkd_rl.learner import Learner
+from gkd_rl.models.language_model import LanguageModel
+from gkd_rl.objective.schedule import TermWeights
+from gkd_rl.objective.telemetry import summarise
+from gkd_rl.rollout.drawing import SamplingParams
+from gkd_rl.rollout.rows import micro_batches
+from gkd_rl.rollout.sampler import Sampler
+from gkd_rl.scoring import score_rollouts
+from gkd_rl.teacher.local import LocalTeacher
+from gkd_rl.types import Example, Experience, GlobalCounts, Rollouts
+from reward_models.combine import WeightedSum
+from reward_models.statistics import pass_at_k, wilson_interval
+
+SAMPLING_SEED = 1_000_003
+"""Evaluation samples with numbers of its own, the same in every run."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on the held-out examples."""
+
+    examples: int
+    accuracy: float
+    """share of greedy answers to which the first reward gives 1"""
+    accuracy_low: float
+    accuracy_high: float
+    """95% Wilson interval"""
+    reward: float
+    """mean weighted reward of answers sampled at temperature 1"""
+    divergence: float | None
+    """the configured divergence to the teacher, per token of those samples; None without a teacher"""
+    reverse_kl: float | None
+    """KL(student‖teacher) per token of those samples; None without a teacher"""
+    length: float
+    """mean tokens of a sampled answer"""
+    truncated: float
+    """share of samples that did not end by themselves"""
+    tokens: int
+    seconds: float
+    """tokens generated and the time it took, greedy and sampled"""
+    pass_at: dict[str, float]
+    """k → pass@k, where more than one sample per example was asked for"""
+
+    def as_row(self) -> dict[str, Any]:
+        """Everything but the times, which differ from run to run."""
+        row = asdict(self)
+        del row["seconds"]
+        return row
+
+
+@dataclass
+class Evaluator:
+    """Evaluates models of one family on one task; the teacher may be absent."""
+
+    rewards: WeightedSum
+    objective: ObjectiveConfig
+    processes: Processes
+    token_budget: int
+    max_new_tokens: int
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: LanguageModel,
+        sampler: Sampler,
+        examples: Sequence[Example],
+        teacher: LocalTeacher | None = None,
+        samples: int = 1,
+    ) -> Evaluation:
+        mine = self.processes.share(examples)
+        started = time.perf_counter()
+        greedy = sampler.sample(mine, 1, SamplingParams(self.max_new_tokens, temperature=0.0), SAMPLING_SEED)
+        sampled = sampler.sample(mine, max(1, samples), SamplingParams(self.max_new_tokens), SAMPLING_SEED)
+        seconds = time.perf_counter() - started
+        right = self._right(greedy)
+        right_samples = self._right(sampled).view(len(mine), -1).sum(1).tolist()
+        rewards, _ = score_rollouts(self.rewards, sampled)
+        ended = sampled.completion_mask.sum(1) < self.max_new_tokens
+        totals = self.processes.sum(
+            {
+                "right": float(right.sum()),
+                "reward": float(rewards.nansum()),
+                "rewarded": float((~rewards.isnan()).sum()),
+                "samples": float(len(rewards)),
+                "sample_tokens": float(sampled.completion_mask.sum()),
+                "tokens": float(sampled.completion_mask.sum() + greedy.completion_mask.sum()),
+                "truncated": float((~ended).sum()),
+                **{f"pass@{k}": sum(pass_at_k(samples, int(c), k) for c in right_samples) for k in _powers(samples)},
+            }
+        )
+        figures = self._divergence(model, teacher, sampled) if teacher is not None else {}
+        low, high = wilson_interval(int(totals["right"]), len(examples))
+        return Evaluation(
+            examples=len(examples),
+            accuracy=totals["right"] / len(examples),
+            accuracy_low=low,
+            accuracy_high=high,
+            reward=totals["reward"] / totals["rewarded"] if totals["rewarded"] else math.nan,
+            divergence=figures.get("divergence"),
+            reverse_kl=figures.get("reverse_kl"),
+            length=totals["sample_tokens"] / totals["samples"],
+            truncated=totals["truncated"] / totals["samples"],
+            tokens=int(totals["tokens"]),
+            seconds=seconds,
+            pass_at={str(k): totals[f"pass@{k}"] / len(examples) for k in _powers(samples)},
+        )
+
+    def _right(self, rollouts: Rollouts) -> Tensor:
+        _, components = score_rollouts(self.rewards, rollouts)
+        return next(iter(components.values())) >= 1.0
+
+    def _divergence(self, model: LanguageModel, teacher: LocalTeacher, rollouts: Rollouts) -> dict[str, float]:
+        zeros = torch.zeros(len(rollouts.examples), device=rollouts.completion_ids.device)
+        experience = Experience(rollouts, zeros, {}, zeros, teacher.score(rollouts))
+        learner = Learner(model, self.objective, TermWeights(0.0, 1.0, 0.0), GlobalCounts(0.0, 1.0, 0.0))
+        for part in micro_batches(experience, self.token_budget):
+            learner.loss(part)
+        return summarise(self.processes.sum(learner.sums))
+
+
+def _powers(samples: int) -> list[int]:
+    return [] if samples < 2 else [k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k <= samples]

@@ -1,0 +1,120 @@
+"""From a micro-batch to its loss: the student's one forward pass, the objective's weights, and what is logged of both.
+
+Shapes: B sequences, C completion positions, N valid completion tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gkd_rl.config.objective import Mean, ObjectiveConfig
+from gkd_rl.models.language_model import LanguageModel
+from gkd_rl.objective.fused import fused_objective
+from gkd_rl.objective.schedule import TermWeights
+from gkd_rl.types import Experience, Gates, GlobalCounts, Head, ObjectiveResult, TokenBatch
+
+
+@dataclass
+class Learner:
+    """The student under the objective. ``reference_head`` belongs to ``Experience.reference``."""
+
+    model: LanguageModel
+    config: ObjectiveConfig
+    weights: TermWeights = TermWeights(0.0, 0.0, 0.0)
+    """Set before each update by the loop."""
+    counts: GlobalCounts = GlobalCounts(0.0, 0.0, 0.0)
+    """Set before each update by the loop."""
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """Sums of the update's metrics over this rank's micro-batches."""
+    records: list[tuple[Experience, ObjectiveResult]] | None = None
+    """Where results are kept for the rollouts' file; None: nowhere."""
+
+    def loss(self, micro_batch: Experience | None) -> Tensor:
+        """Loss of one micro-batch, divided by the global counts; a zero that reaches every parameter where there is none."""
+        if micro_batch is None:
+            return self._anchor()
+        batch = self.token_batch(micro_batch)
+        result = fused_objective(batch, self.config, self.counts)
+        for name, value in result.sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        if self.records is not None:
+            self.records.append((micro_batch, result))
+        return result.loss
+
+    def token_batch(self, micro_batch: Experience) -> TokenBatch:
+        """The valid completion tokens of ``micro_batch``, with each term's weight for every one of them."""
+        rollouts = micro_batch.rollouts
+        mask = rollouts.completion_mask
+        hidden = self.model.completion_hidden(
+            rollouts.prompt_ids, rollouts.prompt_mask, rollouts.completion_ids, rollouts.completion_mask
+        )
+        rows = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)[mask]
+        teacher, reference = micro_batch.teacher, micro_batch.reference
+        return TokenBatch(
+            student_hidden=hidden[mask],
+            student_head=self.model.head,
+            token_ids=rollouts.completion_ids[mask],
+            reward_weights=self.weights.reward * row_weights(micro_batch, "reward", self.config)[rows],
+            divergence_weights=self.weights.divergence * row_weights(micro_batch, "divergence", self.config)[rows],
+            cross_entropy_weights=self.weights.cross_entropy * row_weights(micro_batch, "cross_entropy", self.config)[rows],
+            advantages=micro_batch.advantages[rows],
+            old_logprobs=rollouts.logprobs[mask],
+            sampler_logprobs=rollouts.sampler_logprobs[mask],
+            sequence_index=rows,
+            teacher_hidden=None if teacher is None else teacher.hidden[mask],
+            teacher_head=None if teacher is None else teacher.head,
+            reference_hidden=None if reference is None else reference.hidden[mask],
+            reference_head=None if reference is None else reference.head,
+        )
+
+    def _anchor(self) -> Tensor:
+        """A forward pass of one token whose loss is 0, so that ranks without rows take part in every collective."""
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+        mask = torch.ones_like(token, dtype=torch.bool)
+        hidden = self.model.completion_hidden(token, mask, token, mask)
+        head: Head = self.model.head
+        loss = hidden.sum() * 0.0 + head.weight[:1].sum() * 0.0
+        return loss if head.bias is None else loss + head.bias[:1].sum() * 0.0
+
+
+def applies(experience: Experience, term: str) -> Tensor:
+    """[B] bool: rows that a term is about. Reward: sampled rows that a reward judged; cross-entropy: dataset rows; divergence: all."""
+    if term == "reward":
+        return experience.rollouts.on_policy & ~experience.rewards.isnan()
+    if term == "cross_entropy":
+        return ~experience.rollouts.on_policy
+    return torch.ones_like(experience.rollouts.on_policy)
+
+
+def term_mean(term: str, config: ObjectiveConfig) -> Mean:
+    """Whether a term's mean runs over tokens or over sequences first."""
+    return config.surrogate.mean if term == "reward" else config.divergence.mean
+
+
+def row_weights(experience: Experience, term: str, config: ObjectiveConfig) -> Tensor:
+    """[B] fp32: gate × 1/length (sequence mean) of each row, 0 where the term does not apply."""
+    gates: Gates | None = experience.gates
+    weight = applies(experience, term).float()
+    if gates is not None and term in ("reward", "divergence"):
+        weight = weight * (gates.reward if term == "reward" else gates.divergence)
+    if term_mean(term, config) == "sequence":
+        weight = weight / experience.rollouts.completion_mask.sum(1).clamp(min=1)
+    return weight
+
+
+def local_counts(experiences: Sequence[Experience], config: ObjectiveConfig) -> dict[str, float]:
+    """This rank's share of each term's denominator: tokens, or sequences, of the rows that the term is about (gated or not)."""
+    counts: dict[str, Any] = {}
+    for term in ("reward", "divergence", "cross_entropy"):
+        total = 0
+        for experience in experiences:
+            size = experience.rollouts.completion_mask.sum(1)
+            size = size if term_mean(term, config) == "token" else (size > 0)
+            total += int((size * applies(experience, term)).sum())
+        counts[term] = float(total)
+    return counts

@@ -1,0 +1,1 @@
+"""Hugging Face models behind one interface, causal and encoder-decoder alike."""

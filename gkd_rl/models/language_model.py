@@ -1,0 +1,216 @@
+"""``LanguageModel``: causal and encoder-decoder models behind one interface. Nothing above this folder asks which one it holds.
+
+Shapes: B sequences, P prompt positions (left-padded), C completion positions (right-padded), H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+
+from gkd_rl.errors import UserError
+from gkd_rl.models.heads import head_of
+from gkd_rl.models.source import resolve
+from gkd_rl.models.tokenizers import load_tokenizer
+from gkd_rl.objective.head import logits_of
+from gkd_rl.types import Head
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class DecodingState:
+    """What incremental decoding carries from token to token."""
+
+    cache: Cache
+    mask: Tensor
+    """[B, P + decoded] (causal) or [B, P] (encoder-decoder): which positions may be attended to."""
+    position: Tensor
+    """[B, 1]: position of the token that comes next."""
+    encoded: Tensor | None = None
+    """[B, P, H]: the encoder's output; None for causal models."""
+
+    def repeat(self, times: int) -> None:
+        """Repeat every row ``times`` over: one prefill serves a whole group."""
+        self.cache.batch_repeat_interleave(times)  # pyright: ignore[reportAttributeAccessIssue]
+        self._each(lambda t: t.repeat_interleave(times, dim=0))
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only ``rows``: finished ones cost nothing any more."""
+        self.cache.batch_select_indices(rows)  # pyright: ignore[reportAttributeAccessIssue]
+        self._each(lambda t: t[rows])
+
+    def _each(self, change) -> None:
+        self.mask, self.position = change(self.mask), change(self.position)
+        self.encoded = None if self.encoded is None else change(self.encoded)
+
+
+class LanguageModel(ABC):
+    """A Hugging Face model with its tokenizer; see ``load_language_model``."""
+
+    def __init__(self, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.module = module
+        self.tokenizer = tokenizer
+        self.vocabulary = len(tokenizer)
+
+    @property
+    def head(self) -> Head:
+        """The output projection, cut to the tokenizer's vocabulary."""
+        return head_of(self.module, self.vocabulary)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def parameters(self) -> int:
+        """Number of distinct parameters (also where ZeRO-3 has sharded them)."""
+        return sum(int(getattr(p, "ds_numel", p.numel())) for p in self.module.parameters())
+
+    @abstractmethod
+    def completion_hidden(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
+    ) -> Tensor:
+        """[B, C, H]: the state from which each completion token is predicted."""
+
+    @abstractmethod
+    def begin(self, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, DecodingState]:
+        """Read the prompts; return the state [B, H] that predicts the first completion token, and what decoding carries on."""
+
+    @abstractmethod
+    def advance(self, tokens: Tensor, state: DecodingState) -> Tensor:
+        """Append ``tokens`` [B]; return the state [B, H] that predicts the next ones."""
+
+
+class CausalLanguageModel(LanguageModel):
+    """Decoder-only models: one sequence of prompt and completion."""
+
+    def completion_hidden(self, prompt_ids, prompt_mask, completion_ids, completion_mask):
+        ids = torch.cat([prompt_ids, completion_ids], dim=1)
+        mask = torch.cat([prompt_mask, completion_mask], dim=1)
+        hidden = self.module.base_model(
+            input_ids=ids, attention_mask=mask.long(), position_ids=_positions(mask), use_cache=False
+        ).last_hidden_state
+        return hidden[:, prompt_ids.shape[1] - 1 : -1]
+
+    def begin(self, prompt_ids, prompt_mask):
+        cache = DynamicCache(config=self.module.config)
+        positions = _positions(prompt_mask)
+        hidden = self.module.base_model(
+            input_ids=prompt_ids,
+            attention_mask=prompt_mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        return hidden, DecodingState(cache, prompt_mask, positions[:, -1:] + 1)
+
+    def advance(self, tokens, state):
+        state.mask = torch.cat([state.mask, state.mask.new_ones(len(tokens), 1)], dim=1)
+        hidden = self.module.base_model(
+            input_ids=tokens[:, None],
+            attention_mask=state.mask.long(),
+            position_ids=state.position,
+            past_key_values=state.cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        state.position = state.position + 1
+        return hidden
+
+
+class EncoderDecoderLanguageModel(LanguageModel):
+    """Encoder-decoder models: the prompt is encoded, the completion decoded after the decoder's start token."""
+
+    def completion_hidden(self, prompt_ids, prompt_mask, completion_ids, completion_mask):
+        start = self._start(len(completion_ids))
+        return self.module.base_model(
+            input_ids=prompt_ids,
+            attention_mask=prompt_mask.long(),
+            decoder_input_ids=torch.cat([start, completion_ids[:, :-1]], dim=1),
+            use_cache=False,
+        ).last_hidden_state
+
+    def begin(self, prompt_ids, prompt_mask):
+        encoded = self.module.get_encoder()(input_ids=prompt_ids, attention_mask=prompt_mask.long()).last_hidden_state
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        position = torch.zeros(len(prompt_ids), 1, dtype=torch.long, device=prompt_ids.device)
+        state = DecodingState(cache, prompt_mask, position, encoded)
+        return self.advance(self._start(len(prompt_ids))[:, 0], state), state
+
+    def advance(self, tokens, state):
+        hidden = self.module.base_model(
+            encoder_outputs=(state.encoded,),
+            attention_mask=state.mask.long(),
+            decoder_input_ids=tokens[:, None],
+            past_key_values=state.cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        state.position = state.position + 1
+        return hidden
+
+    def _start(self, rows: int) -> Tensor:
+        start = self.module.config.decoder_start_token_id
+        if start is None:
+            raise UserError(f"{self.module.name_or_path}: its config.json names no decoder_start_token_id; set it there")
+        return torch.full((rows, 1), start, dtype=torch.long, device=self.device)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Positions count from the first unmasked token, so that left padding changes nothing."""
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def load_language_model(path: str, where: str, dtype: str = "float32", trust_remote_code: bool = False) -> LanguageModel:
+    """Load the model and tokenizer at ``path``; ``where`` is the configuration key, for the errors' text.
+
+    Raises ``UserError`` where there is no such model, where its head cannot be reproduced, or where its tokenizer lacks an EOS.
+    """
+    source = resolve(path, where)
+    options = dict(trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        module = family.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where}: {path} could not be loaded: {str(error).strip().splitlines()[0]}") from None
+    tokenizer = load_tokenizer(source, where, trust_remote_code)
+    return wrap(module, tokenizer)
+
+
+def wrap(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
+    """A ``LanguageModel`` over a loaded model, its head proved against the model's own logits."""
+    if module.get_input_embeddings().weight.shape[0] < len(tokenizer):  # pyright: ignore[reportArgumentType]
+        raise UserError(f"{module.name_or_path}: the tokenizer has {len(tokenizer)} tokens, more than the model's embeddings")
+    cls = EncoderDecoderLanguageModel if module.config.is_encoder_decoder else CausalLanguageModel
+    model = cls(module.eval(), tokenizer)
+    _prove_head(model)
+    return model
+
+
+@torch.no_grad()
+def _prove_head(model: LanguageModel) -> None:
+    """Families scale, cap or shift their logits in ways of their own; one that ``Head`` cannot express is refused, not trained wrongly."""
+    token = torch.tensor([[model.tokenizer.eos_token_id]], device=model.device)
+    mask = torch.ones_like(token, dtype=torch.bool)
+    ours, _ = model.begin(token, mask)
+    extra = {"decoder_input_ids": model._start(1)} if isinstance(model, EncoderDecoderLanguageModel) else {}
+    theirs = model.module(input_ids=token, attention_mask=mask.long(), **extra).logits[:, -1, : model.vocabulary].float()
+    if not torch.allclose(logits_of(ours, model.head).float(), theirs, rtol=1e-2, atol=1e-2):
+        raise UserError(f"{type(model.module).__name__} forms its logits in a way this version cannot reproduce")
+
+
+def encode_prompts(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Left-pad token lists into ids [B, P] and mask [B, P] on the model's device."""
+    width = max(len(p) for p in prompts)
+    ids = torch.full((len(prompts), width), int(model.tokenizer.pad_token_id))  # pyright: ignore[reportArgumentType]
+    mask = torch.zeros(len(prompts), width, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+        mask[row, width - len(prompt) :] = True
+    return ids.to(model.device), mask.to(model.device)

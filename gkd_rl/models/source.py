@@ -1,0 +1,38 @@
+"""Where a model comes from: a folder, a hub name, or a model shipped with this package (``embedded:NAME``)."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from gkd_rl.errors import UserError
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+SCHEME = "embedded:"
+
+
+def resolve(path: str, where: str) -> str:
+    """The folder or hub name to load from; ``where`` is the configuration key, for the error's text.
+
+    Raises ``UserError`` for an unknown embedded name and for a path that neither exists nor can be a hub name.
+    """
+    if path.startswith(SCHEME):
+        return str(_embedded(path.removeprefix(SCHEME), where))
+    folder = Path(path).expanduser()
+    if folder.exists():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{where}: {path} holds no config.json, so it is not a model in Hugging Face form")
+        return str(folder)
+    if path.count("/") > 1 or path.startswith((".", "/", "~")) or os.environ.get("HF_HUB_OFFLINE") == "1":
+        raise UserError(f"{where}: model folder {path} does not exist; give a folder, a hub name or '{SCHEME}NAME'")
+    return path
+
+
+def _embedded(name: str, where: str) -> Path:
+    known = sorted(p.name for p in ASSETS.iterdir() if (p / "config.json").is_file()) if ASSETS.is_dir() else []
+    if name in known:
+        return ASSETS / name
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    hint = f"; the nearest is '{SCHEME}{near[0]}'" if near else ""
+    raise UserError(f"{where}: there is no embedded model '{name}'{hint}")

@@ -1,0 +1,63 @@
+"""Tokenizers: loading, prompts to tokens, and the agreement between student and teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from gkd_rl.errors import UserError
+from gkd_rl.types import Message
+
+
+def load_tokenizer(source: str, where: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the model at ``source``; padding falls back to EOS, an EOS must exist."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where}: no tokenizer could be loaded from {source}: {str(error).splitlines()[0]}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{where}: the tokenizer of {source} names no EOS token, so no answer could ever end; set eos_token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) -> list[int]:
+    """Token ids of a text prompt, or of chat messages through the tokenizer's template with the assistant's turn opened."""
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    if tokenizer.chat_template is None:
+        raise UserError("task.prompt_format is 'chat' but the student's tokenizer has no chat template; use 'plain'")
+    messages = [dict(message) for message in prompt]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return list(tokenizer(str(text), add_special_tokens=False)["input_ids"])
+
+
+def completion_tokens(tokenizer: PreTrainedTokenizerBase, completion: str) -> list[int]:
+    """Token ids of a dataset completion, closed by EOS."""
+    ids = list(tokenizer(completion, add_special_tokens=False)["input_ids"])
+    return [*ids, tokenizer.eos_token_id]  # pyright: ignore[reportReturnType]
+
+
+def require_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Raise ``UserError`` with the first token that differs, unless both map the same tokens to the same ids and end alike."""
+    ours, theirs = _by_id(student), _by_id(teacher)
+    for number in range(max(len(ours), len(theirs))):
+        mine, its = ours.get(number), theirs.get(number)
+        if mine != its:
+            raise UserError(
+                f"student and teacher have different tokenizers: token {number} is {mine!r} for the student and {its!r} for the "
+                "teacher; choose a teacher of the student's family"
+            )
+    if student.eos_token_id != teacher.eos_token_id:
+        raise UserError(
+            f"student and teacher end answers differently: EOS is {student.eos_token!r} for the student and "
+            f"{teacher.eos_token!r} for the teacher; choose both base or both chat models, or set eos_token alike"
+        )
+
+
+def _by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    return {number: token for token, number in tokenizer.get_vocab().items()}
+
+

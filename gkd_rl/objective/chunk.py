@@ -1,0 +1,120 @@
+"""One chunk of the fused objective: from tiles of logits to per-token values, and from the loss's slopes to logit gradients.
+
+Shapes: n tokens of the chunk, V vocabulary, K top-k, M tokens on which the terms' gradients are compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gkd_rl.config.objective import ObjectiveConfig
+from gkd_rl.objective.divergence import divergence_of
+from gkd_rl.objective.kernel import Rows, Slopes, Tiles, add_at, has_dense_divergence, logit_gradient, target_of
+from gkd_rl.objective.numerics import LOG_FLOOR
+from gkd_rl.objective.telemetry import TeacherView
+from gkd_rl.objective.terms import Losses, Streams, TokenValues, losses_of
+from gkd_rl.objective.top_k import restrict
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The tokens of one chunk, without the tiles. ``values`` are leaves of a small graph that ends in the losses."""
+
+    where: slice
+    token_ids: Tensor
+    """[n]"""
+    rows: Rows
+    """[n] each"""
+    values: TokenValues
+    view: TeacherView | None
+    kept: Tensor | None = None
+    """[n, K] the teacher's likeliest tokens, for a top-k divergence"""
+    kept_logprobs: Tensor | None = None
+    """[n, K] the student's log-probabilities there: the leaf behind ``values.divergence``"""
+
+    def leaves(self) -> list[Tensor]:
+        """The tensors whose slopes the gradient is made of: log-probability, entropy, divergence (or kept), reference KL."""
+        values = (self.values.logprob, self.values.entropy, self.kept_logprobs, self.values.divergence, self.values.reference_kl)
+        return [value for value in values if value is not None and value.is_leaf]
+
+
+@torch.enable_grad()
+def read_chunk(tiles: Tiles, rows: Rows, token_ids: Tensor, where: slice, config: ObjectiveConfig) -> Chunk:
+    """Per-token values of a chunk from its tiles [n, V] and row figures [n]."""
+    student_at = tiles.student.gather(-1, token_ids[:, None]).squeeze(-1)
+    logprob = (student_at - rows.lse).clamp_min(LOG_FLOOR).requires_grad_()
+    reference_kl = rows.reference_kl.clone().requires_grad_() if config.surrogate.reference_kl_weight else None
+    values = TokenValues(logprob, rows.entropy.clone().requires_grad_(), reference_kl=reference_kl)
+    if tiles.teacher is None:
+        return Chunk(where, token_ids, rows, values, None)
+    teacher_logprob = _target_at(tiles, rows, token_ids[:, None], config).squeeze(-1)
+    kept = kept_logprobs = divergence = student_mass = teacher_mass = None
+    if has_dense_divergence(config):
+        divergence = rows.divergence.clone().requires_grad_()
+    elif config.divergence.estimator == "top_k":
+        kept, kept_logprobs, kept_targets = _top_k(tiles, rows, config)
+        assert config.divergence.tail != "drop", "validate_objective refuses it"
+        tail = config.divergence.tail
+        divergence = divergence_of(restrict(kept_logprobs, tail), restrict(kept_targets, tail), config.divergence)
+        student_mass, teacher_mass = kept_logprobs.detach().exp().sum(-1), kept_targets.exp().sum(-1)
+    values = TokenValues(logprob, values.entropy, divergence, teacher_logprob, reference_kl)
+    view = TeacherView(rows.forward_kl, rows.reverse_kl, rows.agreement, student_mass, teacher_mass)
+    return Chunk(where, token_ids, rows, values, view, kept, kept_logprobs)
+
+
+def _target_at(tiles: Tiles, rows: Rows, ids: Tensor, config: ObjectiveConfig) -> Tensor:
+    """log q at tokens ids [n, K]."""
+    assert tiles.teacher is not None
+    reference = None if tiles.reference is None else tiles.reference.gather(-1, ids)
+    picked = Tiles(tiles.student, tiles.teacher.gather(-1, ids), reference)
+    return target_of(picked, rows.teacher_lse, rows.reference_lse, rows.target_lse, config)
+
+
+def _top_k(tiles: Tiles, rows: Rows, config: ObjectiveConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """The teacher's likeliest tokens [n, K], the student's log-probabilities there (a leaf) and the teacher's."""
+    assert tiles.teacher is not None
+    target = tiles.teacher
+    if config.divergence.extrapolation != 1.0:
+        target = target_of(tiles, rows.teacher_lse, rows.reference_lse, rows.target_lse, config)
+    kept = target.topk(min(config.divergence.top_k, target.shape[-1]), dim=-1).indices
+    at_kept = tiles.student.gather(-1, kept) / config.divergence.temperature - rows.tempered_lse[:, None]
+    return kept, at_kept.clamp_min(LOG_FLOOR).requires_grad_(), _target_at(tiles, rows, kept, config)
+
+
+def slopes_of(chunk: Chunk, *contributions: Tensor) -> tuple[Slopes, Tensor | None]:
+    """Derivatives of summed contributions [n] in the chunk's token quantities, and in the kept log-probabilities [n, K]."""
+    leaves = chunk.leaves()
+    ones = [torch.ones_like(part) for part in contributions]
+    found = torch.autograd.grad(contributions, leaves, ones, retain_graph=True, allow_unused=True, materialize_grads=True)
+    by_leaf = {id(leaf): slope for leaf, slope in zip(leaves, found, strict=True)}
+    zero = torch.zeros_like(chunk.values.logprob)
+
+    def slope(leaf: Tensor | None) -> Tensor:
+        return by_leaf.get(id(leaf), zero)
+
+    kept = None if chunk.kept_logprobs is None else slope(chunk.kept_logprobs)
+    divergence = slope(chunk.values.divergence) if kept is None else kept.sum(-1)
+    return Slopes(slope(chunk.values.logprob), slope(chunk.values.entropy), divergence, slope(chunk.values.reference_kl)), kept
+
+
+@torch.enable_grad()
+def chunk_losses(chunk: Chunk, streams: Streams, config: ObjectiveConfig) -> Losses:
+    """The terms on this chunk, with the small graph that leads back to its leaves."""
+    return losses_of(chunk.values, streams.rows(chunk.where), config)
+
+
+def reward_gradient(
+    tiles: Tiles, chunk: Chunk, losses: Losses, tokens: Tensor, config: ObjectiveConfig, soft_cap: float | None
+) -> Tensor:
+    """Gradient of the reward's term alone in the uncapped logits [M, V] of some tokens of the chunk."""
+    slopes, _ = slopes_of(chunk, losses.reward)
+    picked = Tiles(tiles.student[tokens], None, None if tiles.reference is None else tiles.reference[tokens])
+    gradient = logit_gradient(
+        picked, Rows(*(row[tokens] for row in chunk.rows)), Slopes(*(slope[tokens] for slope in slopes)), config, soft_cap
+    )
+    ids = chunk.token_ids[tokens, None]
+    add_at(gradient, picked.student.gather(-1, ids), ids, slopes.logprob[tokens, None], soft_cap)
+    return gradient

@@ -1,0 +1,18 @@
+"""Output projections: logits from hidden states. Shapes: N tokens, H hidden, V vocabulary."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gkd_rl.objective.numerics import at_least_fp32
+from gkd_rl.types import Head
+
+
+def logits_of(hidden: Tensor, head: Head) -> Tensor:
+    """cap(scale·(hidden Wᵀ + b)) [N, V] in fp32 (fp64 stays)."""
+    logits = at_least_fp32(hidden) @ at_least_fp32(head.weight).T
+    if head.bias is not None:
+        logits = logits + head.bias
+    logits = logits * head.scale
+    return logits if head.soft_cap is None else head.soft_cap * torch.tanh(logits / head.soft_cap)

@@ -1,0 +1,122 @@
+"""The definition of the objective: dense, readable, differentiated by autograd. ``fused.py`` computes the same without [N, V].
+
+With w the batch's weights divided by the terms' global counts, p the student and q the teacher at token n's prefix:
+
+    loss = Σ_n  w_r·( −min(ρÂ, clip(ρ)Â) − c_H·H(p) + c_ref·KL(p‖ref) )  +  w_d·D(q, p)  −  w_ce·log p(y_n)
+
+(GKD, arXiv 2306.13649, eq. 5, as a loss). ``terms.py`` says how the terms are made of a token's log-probability, entropy and
+divergence; this file computes those from the logits. Shapes: N valid completion tokens, V vocabulary, H hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gkd_rl.config.objective import DivergenceConfig, ObjectiveConfig
+from gkd_rl.objective.divergence import divergence_of, forward_kl, reverse_kl
+from gkd_rl.objective.head import logits_of
+from gkd_rl.objective.numerics import log_probs
+from gkd_rl.objective.target import target_log_probs
+from gkd_rl.objective.telemetry import TeacherView, compared_tokens, interference, sums_of
+from gkd_rl.objective.terms import Losses, TokenValues, divergence_of_tokens, losses_of, needs_whole_sequences, streams_of, with_sequences
+from gkd_rl.objective.top_k import on_top_k
+from gkd_rl.types import GlobalCounts, ObjectiveResult, TokenBatch
+
+
+def unified_objective(batch: TokenBatch, config: ObjectiveConfig, counts: GlobalCounts) -> ObjectiveResult:
+    """The objective of one micro-batch, to be differentiated by autograd.
+
+    Args:
+        batch: N valid tokens, whole sequences; N may be 0.
+        config: the objective.
+        counts: global denominators of the terms; a count of 0 leaves its term out.
+    """
+    student = logits_of(batch.student_hidden, batch.student_head)
+    values, view = _token_values(student, batch, config)
+    streams = streams_of(batch, config, counts)
+    if needs_whole_sequences(config):
+        streams = with_sequences(streams, values.logprob.detach(), values.teacher_logprob, config)
+    losses = losses_of(values, streams, config)
+    sums = sums_of(losses, values, streams, view, config)
+    if view is not None and config.telemetry.interference_stride and batch.student_hidden.requires_grad:
+        sums |= _interference(losses, batch.student_hidden, compared_tokens(streams, config.telemetry.interference_stride))
+    return ObjectiveResult(
+        # The sum over hidden states keeps the graph alive when N = 0.
+        loss=losses.total() + 0 * batch.student_hidden.sum(),
+        sums=sums,
+        token_logprobs=values.logprob.detach(),
+        token_divergence=divergence_of_tokens(values, config).detach(),
+        token_entropy=values.entropy.detach(),
+    )
+
+
+def _token_values(student: Tensor, batch: TokenBatch, config: ObjectiveConfig) -> tuple[TokenValues, TeacherView | None]:
+    """Per-token quantities from student logits [N, V]."""
+    lp = log_probs(student)
+    reference = None
+    if batch.reference_hidden is not None and batch.reference_head is not None:
+        reference = logits_of(batch.reference_hidden, batch.reference_head).detach()
+    reference_kl = None
+    if config.surrogate.reference_kl_weight:
+        assert reference is not None, "validate_objective asks for a reference"
+        reference_kl = _kl_to(lp, log_probs(reference))
+    values = TokenValues(
+        logprob=_at(lp, batch.token_ids), entropy=-(lp.exp() * lp).sum(-1), reference_kl=reference_kl
+    )
+    if batch.teacher_hidden is None or batch.teacher_head is None:
+        return values, None
+    teacher = logits_of(batch.teacher_hidden, batch.teacher_head).detach()
+    assert teacher.shape == student.shape, "both heads are cut to one vocabulary"
+    lq = target_log_probs(teacher, reference, config.divergence)
+    lp = log_probs(student, config.divergence.temperature)
+    values = replace(values, divergence=_divergence(lp, lq, config.divergence), teacher_logprob=_at(lq, batch.token_ids))
+    return values, _view(lp.detach(), lq, config.divergence)
+
+
+def _kl_to(lp: Tensor, reference: Tensor) -> Tensor:
+    """KL(p‖reference) [N]."""
+    return (lp.exp() * (lp - reference)).sum(-1)
+
+
+def _at(log_probs: Tensor, token_ids: Tensor) -> Tensor:
+    return log_probs.gather(-1, token_ids[:, None]).squeeze(-1)
+
+
+def _divergence(lp: Tensor, lq: Tensor, config: DivergenceConfig) -> Tensor | None:
+    """[N] for the estimators that look at more than the sampled token."""
+    if config.estimator == "full":
+        return divergence_of(lp, lq, config)
+    if config.estimator == "top_k":
+        assert config.tail != "drop", "validate_objective refuses it"
+        return divergence_of(*on_top_k(lp, lq, config.top_k, config.tail), config)
+    return None
+
+
+def _view(lp: Tensor, lq: Tensor, config: DivergenceConfig) -> TeacherView:
+    p, q = lp.exp(), lq.exp()
+    masses: tuple[Tensor | None, Tensor | None] = (None, None)
+    if config.estimator == "top_k":
+        kept = lq.topk(min(config.top_k, lq.shape[-1]), dim=-1)
+        masses = (p.gather(-1, kept.indices).sum(-1), kept.values.exp().sum(-1))
+    return TeacherView(
+        forward_kl=forward_kl(lp, lq, p, q)[0].sum(-1),
+        reverse_kl=reverse_kl(lp, lq, p, q)[0].sum(-1),
+        top1_agreement=(lp.argmax(-1) == lq.argmax(-1)).float(),
+        student_top_k_mass=masses[0],
+        teacher_top_k_mass=masses[1],
+    )
+
+
+def _interference(losses: Losses, hidden: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    """The two terms' gradients at the hidden states of some tokens, by autograd."""
+    by_reward, by_divergence = (
+        torch.autograd.grad(term.sum(), hidden, retain_graph=True, allow_unused=True)[0]
+        for term in (losses.reward, losses.divergence)
+    )
+    zero = torch.zeros_like(hidden)
+    return interference(
+        (zero if by_reward is None else by_reward)[tokens], (zero if by_divergence is None else by_divergence)[tokens]
+    )

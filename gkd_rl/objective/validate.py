@@ -1,0 +1,248 @@
+"""Refuses objectives that are inert, biased or impossible, before any model loads. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gkd_rl.config.objective import DivergenceConfig, GateConfig, ObjectiveConfig, ScheduleConfig, SurrogateConfig
+from gkd_rl.errors import UserError
+
+
+def validate_objective(
+    config: ObjectiveConfig,
+    *,
+    has_reward: bool,
+    has_teacher: bool,
+    has_reference: bool,
+    passes: int = 1,
+    sampler_is_exact: bool = True,
+    has_old_logprobs: bool = True,
+    on_policy_share: float = 1.0,
+    group_size: int | None = None,
+) -> None:
+    """Raises ``UserError`` for the first thing wrong with the objective: one sentence with the key, the reason and the fix.
+
+    Args:
+        config: the objective.
+        has_reward: some reward is configured.
+        has_teacher: a teacher is configured.
+        has_reference: a frozen reference policy is available.
+        passes: updates made on one buffer of samples.
+        sampler_is_exact: samples come from the very policy that is trained (no truncation, no other temperature or engine).
+        has_old_logprobs: the buffer holds the policy's log-probabilities at sampling.
+        on_policy_share: λ, the share of rows sampled from the policy.
+        group_size: rollouts per prompt, where known.
+    """
+    uses_reward, uses_divergence = _term_in_use(config, "reward"), _term_in_use(config, "divergence")
+    surrogate_in_use = uses_reward or (uses_divergence and config.divergence.use == "advantage")
+    for complaint in (
+        *_weights(config),
+        *_terms(config, uses_reward, uses_divergence, has_reward, has_teacher, on_policy_share),
+        *_divergence(config.divergence),
+        *_estimator(config.divergence, uses_divergence, on_policy_share),
+        *_gate(config.gate, uses_reward, uses_divergence, has_reward, has_teacher),
+        *_surrogate(config.surrogate, surrogate_in_use, passes, sampler_is_exact, has_old_logprobs, has_teacher),
+        *_reference(config, uses_reward, uses_divergence, has_reference),
+        *_advantage(config, uses_reward, group_size),
+        *_telemetry(config),
+    ):
+        raise UserError(complaint)
+
+
+def check_divergence(config: DivergenceConfig) -> None:
+    """Raises ``UserError`` for a parameter of the divergence that is out of its range."""
+    for complaint in _divergence(config):
+        raise UserError(complaint)
+
+
+def _path_values(start: float, schedule: ScheduleConfig) -> tuple[float, ...]:
+    if schedule.kind == "constant" or schedule.end is None:
+        return (start,)
+    return (start, schedule.end)
+
+
+def _term_in_use(config: ObjectiveConfig, term: str) -> bool:
+    """Whether the term's weight is ever different from zero."""
+    weight, schedule = getattr(config, f"{term}_weight"), getattr(config, f"{term}_schedule")
+    if weight is not None:
+        return any(_path_values(weight, schedule))
+    alphas = _path_values(config.alpha, config.alpha_schedule)
+    return any(alpha != 1 for alpha in alphas) if term == "reward" else any(alphas)
+
+
+def _weights(config: ObjectiveConfig) -> Iterator[str]:
+    for alpha in _path_values(config.alpha, config.alpha_schedule):
+        if not 0 <= alpha <= 1:
+            yield f"objective.alpha takes the value {alpha}, outside [0, 1]; set reward_weight and divergence_weight for other weights."
+    yield from _schedule("alpha", config.alpha, config.alpha_schedule)
+    for term in ("reward", "divergence"):
+        weight, schedule = getattr(config, f"{term}_weight"), getattr(config, f"{term}_schedule")
+        if weight is None and schedule.kind != "constant":
+            yield (
+                f"objective.{term}_schedule moves objective.{term}_weight, which is not set; set it, or use objective.alpha_schedule."
+            )
+        if weight is not None:
+            if min(_path_values(weight, schedule)) < 0:
+                yield f"objective.{term}_weight goes below 0, which would maximise what should be minimised; use a weight ≥ 0."
+            yield from _schedule(f"{term}_weight", weight, schedule)
+    if config.cross_entropy_weight < 0:
+        yield "objective.cross_entropy_weight is below 0; use a weight ≥ 0."
+    if None not in (config.reward_weight, config.divergence_weight) and config.alpha_schedule.kind != "constant":
+        yield "objective.alpha_schedule has no effect: both weights are set apart from α; schedule them, or leave them null."
+
+
+def _schedule(name: str, start: float, schedule: ScheduleConfig) -> Iterator[str]:
+    key = f"objective.{name.removesuffix('_weight')}_schedule"
+    if schedule.kind != "constant" and schedule.end is None:
+        yield f"{key}.end is not set but kind '{schedule.kind}' needs it; give the value to move to."
+    if schedule.kind == "exponential" and min(_path_values(start, schedule)) <= 0:
+        yield f"{key} is exponential and touches 0, where it is not defined; use values above 0, or linear or cosine."
+    if schedule.steps is not None and schedule.steps < 1:
+        yield f"{key}.steps is {schedule.steps}; it must be at least 1."
+    if schedule.start_step < 0:
+        yield f"{key}.start_step is {schedule.start_step}; it must be at least 0."
+    if schedule.kind == "plateau" and (schedule.patience < 1 or schedule.min_gain < 0):
+        yield f"{key} needs patience ≥ 1 and min_gain ≥ 0."
+
+
+def _terms(
+    config: ObjectiveConfig, reward: bool, divergence: bool, has_reward: bool, has_teacher: bool, on_policy_share: float
+) -> Iterator[str]:
+    if not (reward or divergence or config.cross_entropy_weight):
+        yield "objective has no term: every weight is 0; set objective.alpha or a weight."
+    if reward and not has_reward:
+        yield "the reward's weight (1 − objective.alpha) is not 0 but no reward is configured; add one, or set objective.alpha=1."
+    if divergence and not has_teacher:
+        yield "the divergence's weight (objective.alpha) is not 0 but no teacher is configured; add one, or set objective.alpha=0."
+    if reward and on_policy_share <= 0:
+        yield "the reward's weight is not 0 but no row is sampled from the policy (λ = 0); raise λ, or set objective.alpha=1."
+    if config.cross_entropy_weight and on_policy_share >= 1:
+        yield (
+            "objective.cross_entropy_weight is not 0 but there are no dataset rows (λ = 1), so the term is empty; "
+            "lower λ, or set the weight to 0."
+        )
+
+
+def _divergence(config: DivergenceConfig) -> Iterator[str]:
+    if not 0 <= config.beta <= 1:
+        yield f"objective.divergence.beta is {config.beta}, outside [0, 1]; 0 is the forward KL, 1 the reverse KL."
+    if config.kind.startswith("skew") and not 0 <= config.skew < 1:
+        yield f"objective.divergence.skew is {config.skew}, outside [0, 1); at 1 the divergence is 0 for every student."
+    for key in ("temperature", "teacher_temperature"):
+        if getattr(config, key) is not None and getattr(config, key) <= 0:
+            yield f"objective.divergence.{key} is {getattr(config, key)}; it must be above 0."
+    if config.rescale and config.kind != "gjsd":
+        yield f"objective.divergence.rescale belongs to kind 'gjsd', not to '{config.kind}'; set it to false."
+    if not 0 <= config.discount <= 1:
+        yield f"objective.divergence.discount is {config.discount}, outside [0, 1]."
+    if config.discount and not (config.estimator == "k1" and config.use == "advantage"):
+        yield "objective.divergence.discount needs estimator 'k1' used as 'advantage'; set it to 0."
+
+
+def _estimator(config: DivergenceConfig, in_use: bool, on_policy_share: float) -> Iterator[str]:
+    name, use = config.estimator, config.use
+    prefix = f"objective.divergence.estimator '{name}' used as {use!r}"
+    if name in ("full", "top_k") and use == "advantage":
+        yield (
+            f"{prefix} is inert: it does not depend on the sampled token, so its expected gradient is zero; use it as 'loss', "
+            "or estimator 'k1'."
+        )
+    if name == "k1" and use == "loss":
+        yield (
+            f"{prefix} has the gradient ∇log pS, in which the teacher does not appear and whose expectation is 0; use k1 as "
+            "'advantage', or estimator 'k2' or 'full'."
+        )
+    if name in ("k2", "k3") and use == "advantage":
+        yield f"{prefix} is biased; use it as 'loss', or estimator 'k1' as 'advantage'."
+    if name in ("k1", "k2") and config.kind != "reverse_kl":
+        yield f"objective.divergence.estimator '{name}' estimates the reverse KL; set objective.divergence.kind=reverse_kl."
+    if name == "k3" and config.kind != "forward_kl":
+        yield "objective.divergence.estimator 'k3' has the forward KL's gradient; set objective.divergence.kind=forward_kl."
+    if name in ("k1", "k2", "k3") and in_use and on_policy_share < 1:
+        yield (
+            f"objective.divergence.estimator '{name}' assumes tokens sampled from the policy but a share of rows comes from the "
+            "dataset; set λ to 1, or estimator 'full' or 'top_k'."
+        )
+    if name == "top_k" and config.tail == "drop":
+        yield (
+            "objective.divergence.tail 'drop' is a bare truncation, which teaches the student to drain the kept tokens; use "
+            "'bucket' or 'renormalise'."
+        )
+    if name == "top_k" and config.top_k < (2 if config.tail == "renormalise" else 1):
+        yield f"objective.divergence.top_k is {config.top_k}: too few tokens to compare; use at least 2."
+
+
+def _gate(config: GateConfig, reward: bool, divergence: bool, has_reward: bool, has_teacher: bool) -> Iterator[str]:
+    if config.kind == "none":
+        return
+    if not has_reward:
+        yield f"objective.gate.kind '{config.kind}' needs a reward and none is configured; add one, or set the gate to 'none'."
+    if not (divergence and has_teacher):
+        yield f"objective.gate.kind '{config.kind}' gates the divergence, whose weight is 0; set the gate to 'none'."
+    if config.kind == "right_reward_wrong_divergence" and not reward:
+        yield "objective.gate.kind 'right_reward_wrong_divergence' needs the reward's term too; set objective.alpha below 1, or use 'wrong'."
+
+
+def _surrogate(
+    config: SurrogateConfig, in_use: bool, passes: int, sampler_is_exact: bool, has_old_logprobs: bool, has_teacher: bool
+) -> Iterator[str]:
+    for key in ("clip_low", "clip_high", "entropy_weight", "reference_kl_weight"):
+        if (getattr(config, key) or 0) < 0:
+            yield f"objective.surrogate.{key} is below 0; use a value ≥ 0."
+    if config.clip_low is not None and config.clip_low > 1:
+        yield "objective.surrogate.clip_low is above 1, so the lower bound is below 0 and never acts; use null for no bound."
+    if not 0 <= config.teacher_in_ratio <= 1:
+        yield f"objective.surrogate.teacher_in_ratio is {config.teacher_in_ratio}, outside [0, 1]."
+    if config.correction.low < 0 or config.correction.high < max(config.correction.low, 1):
+        yield "objective.surrogate.correction needs 0 ≤ low ≤ high and high ≥ 1."
+    if not in_use:
+        return
+    if config.ratio != "none" and not has_old_logprobs:
+        yield (
+            f"objective.surrogate.ratio '{config.ratio}' needs the policy's log-probabilities at sampling and the sampler gives none; "
+            "set ratio to 'none' and one pass, or use a sampler that returns them."
+        )
+    if config.ratio == "none" and passes > 1:
+        yield (
+            f"objective.surrogate.ratio 'none' is biased from the second of {passes} passes over one buffer; set ratio to 'token' or "
+            "'sequence', or one pass."
+        )
+    if config.teacher_in_ratio and (config.ratio == "none" or not has_teacher):
+        yield "objective.surrogate.teacher_in_ratio needs an importance ratio and a teacher; set ratio to 'token', or the weight to 0."
+    if not sampler_is_exact and config.correction.kind == "none":
+        yield (
+            "the sampler draws from another distribution than the policy (temperature, top-k, top-p or engine), which biases the policy "
+            "gradient; set objective.surrogate.correction.kind=truncate or mask, or sample exactly."
+        )
+    if config.correction.kind != "none" and not has_old_logprobs:
+        yield "objective.surrogate.correction needs the sampler's log-probabilities; set its kind to 'none', or use a sampler that returns them."
+
+
+def _reference(config: ObjectiveConfig, reward: bool, divergence: bool, has_reference: bool) -> Iterator[str]:
+    if config.surrogate.reference_kl_weight:
+        if not reward:
+            yield "objective.surrogate.reference_kl_weight is part of the reward's term, whose weight is 0; set it to 0."
+        if not has_reference:
+            yield "objective.surrogate.reference_kl_weight needs a reference policy and there is none; configure one, or set it to 0."
+    if config.surrogate.entropy_weight and not reward:
+        yield "objective.surrogate.entropy_weight is part of the reward's term, whose weight is 0; set it to 0."
+    if config.divergence.extrapolation != 1:
+        if config.divergence.extrapolation <= 0:
+            yield "objective.divergence.extrapolation must be above 0 (1 is the teacher itself)."
+        if not divergence:
+            yield "objective.divergence.extrapolation has no effect: the divergence's weight is 0; set it to 1."
+        if not has_reference:
+            yield "objective.divergence.extrapolation needs a reference policy and there is none; configure one, or set it to 1."
+
+
+def _advantage(config: ObjectiveConfig, reward: bool, group_size: int | None) -> Iterator[str]:
+    if reward and group_size is not None and group_size < 2 and config.advantage.kind != "batch":
+        yield (
+            f"objective.advantage.kind '{config.advantage.kind}' compares the answers to one prompt and there is one per prompt, so every "
+            "advantage is 0; sample at least 2, or use 'batch'."
+        )
+
+
+def _telemetry(config: ObjectiveConfig) -> Iterator[str]:
+    if config.telemetry.interference_stride < 0:
+        yield "objective.telemetry.interference_stride is below 0; use 0 for none, 1 for every token."

@@ -1,0 +1,138 @@
+"""Picking, joining and cutting the rows of experiences. Every function returns new records; stored tensors are never written to.
+
+Shapes: B sequences, P prompt positions, C completion positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from gkd_rl.types import Experience, Gates, Rollouts, TeacherScores
+
+_PROMPT_WIDE = ("prompt_ids", "prompt_mask")
+_COMPLETION_WIDE = ("completion_ids", "completion_mask", "logprobs", "sampler_logprobs")
+
+
+def lengths(rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+    """Valid prompt and completion tokens of each row, [B] and [B]."""
+    return rollouts.prompt_mask.sum(1), rollouts.completion_mask.sum(1)
+
+
+def take(rollouts: Rollouts, rows: Tensor) -> Rollouts:
+    """Those rows, with the padding that they share cut away."""
+    prompt, completion = (int(n[rows].max()) if len(rows) else 1 for n in lengths(rollouts))
+    changed: dict[str, object] = {}
+    for item in fields(rollouts):
+        value = getattr(rollouts, item.name)
+        if item.name in _PROMPT_WIDE:
+            changed[item.name] = value[rows, value.shape[1] - max(prompt, 1) :]
+        elif item.name in _COMPLETION_WIDE:
+            changed[item.name] = value[rows, : max(completion, 1)]
+        elif isinstance(value, Tensor):
+            changed[item.name] = value[rows]
+        else:
+            changed[item.name] = tuple(value[i] for i in rows.tolist()) if value else ()
+    return Rollouts(**changed)  # pyright: ignore[reportArgumentType]
+
+
+def take_experience(experience: Experience, rows: Tensor) -> Experience:
+    """Those rows of an experience, with the padding that they share cut away."""
+    rollouts = take(experience.rollouts, rows)
+    width = rollouts.completion_ids.shape[1]
+    gates = experience.gates
+    return Experience(
+        rollouts=rollouts,
+        rewards=experience.rewards[rows],
+        components={name: values[rows] for name, values in experience.components.items()},
+        advantages=experience.advantages[rows],
+        teacher=_take_scores(experience.teacher, rows, width),
+        reference=_take_scores(experience.reference, rows, width),
+        gates=None if gates is None else Gates(gates.reward[rows], gates.divergence[rows]),
+    )
+
+
+def join(parts: Sequence[Rollouts], pad: int) -> Rollouts:
+    """One batch from several, padded to a common width."""
+    if len(parts) == 1:
+        return parts[0]
+    changed: dict[str, object] = {}
+    for item in fields(parts[0]):
+        values = [getattr(part, item.name) for part in parts]
+        fill = pad if item.name.endswith("_ids") else 0
+        if item.name in _PROMPT_WIDE or item.name in _COMPLETION_WIDE:
+            changed[item.name] = _join_wide(values, fill, left=item.name in _PROMPT_WIDE)
+        elif isinstance(values[0], Tensor):
+            changed[item.name] = torch.cat(values)
+        else:
+            changed[item.name] = tuple(entry for value in values for entry in value)
+    return Rollouts(**changed)  # pyright: ignore[reportArgumentType]
+
+
+def join_experiences(parts: Sequence[Experience], pad: int) -> Experience:
+    """One experience from several whose teachers share one head."""
+    if len(parts) == 1:
+        return parts[0]
+    gates = [part.gates for part in parts if part.gates is not None]
+    return Experience(
+        rollouts=join([part.rollouts for part in parts], pad),
+        rewards=torch.cat([part.rewards for part in parts]),
+        components=_join_components([part.components for part in parts]),
+        advantages=torch.cat([part.advantages for part in parts]),
+        teacher=_join_scores([part.teacher for part in parts]),
+        reference=_join_scores([part.reference for part in parts]),
+        gates=Gates(torch.cat([g.reward for g in gates]), torch.cat([g.divergence for g in gates])) if gates else None,
+    )
+
+
+def micro_batches(experience: Experience, token_budget: int) -> list[Experience]:
+    """Cut into micro-batches of at most ``token_budget`` padded tokens each (a longer single row goes alone), rows sorted by length."""
+    prompt, completion = (n.tolist() for n in lengths(experience.rollouts))
+    order = sorted(range(len(prompt)), key=lambda i: (prompt[i] + completion[i], i))
+    cuts: list[list[int]] = []
+    widest = (0, 0)
+    for row in order:
+        wider = max(widest[0], prompt[row]), max(widest[1], completion[row])
+        if cuts and (len(cuts[-1]) + 1) * sum(wider) <= token_budget:
+            cuts[-1].append(row)
+            widest = wider
+        else:
+            cuts.append([row])
+            widest = prompt[row], completion[row]
+    device = experience.rewards.device
+    return [take_experience(experience, torch.tensor(cut, device=device)) for cut in cuts]
+
+
+def padding_share(parts: Sequence[Experience]) -> float:
+    """Share of padded positions that hold no token."""
+    total = sum(p.rollouts.prompt_ids.numel() + p.rollouts.completion_ids.numel() for p in parts)
+    valid = sum(int(n.sum()) for p in parts for n in lengths(p.rollouts))
+    return 1.0 - valid / total if total else 0.0
+
+
+def _take_scores(scores: TeacherScores | None, rows: Tensor, width: int) -> TeacherScores | None:
+    return None if scores is None else replace(scores, hidden=scores.hidden[rows, :width])
+
+
+def _join_scores(parts: Sequence[TeacherScores | None]) -> TeacherScores | None:
+    scores = [part for part in parts if part is not None]
+    assert len(scores) in (0, len(parts))
+    return TeacherScores(_join_wide([s.hidden for s in scores], 0, left=False), scores[0].head) if scores else None
+
+
+def _join_wide(values: Sequence[Tensor], fill: int, left: bool) -> Tensor:
+    width = max(value.shape[1] for value in values)
+    padded = []
+    for value in values:
+        out = value.new_full((value.shape[0], width, *value.shape[2:]), fill)
+        start = width - value.shape[1] if left else 0
+        out[:, start : start + value.shape[1]] = value
+        padded.append(out)
+    return torch.cat(padded)
+
+
+def _join_components(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,155 @@
+"""Sampling in the process: batched incremental decoding with a cache, over the very weights that are trained.
+
+A group's prompt is read once and its cache repeated; finished rows are taken out of the batch.
+
+Shapes: B sequences, P prompt positions, C completion positions, H hidden, G rollouts per prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gkd_rl.models.language_model import LanguageModel, encode_prompts
+from gkd_rl.models.tokenizers import completion_tokens, prompt_tokens
+from gkd_rl.objective.head import logits_of
+from gkd_rl.rollout.drawing import SamplingParams, draw, row_uniforms
+from gkd_rl.types import Example, Rollouts
+
+
+class Sampler(Protocol):
+    """Anything that answers prompts with the present policy."""
+
+    def sample(self, examples: Sequence[Example], per_prompt: int, params: SamplingParams, seed: int) -> Rollouts:
+        """``per_prompt`` completions of every example; rows of one example stand together."""
+        ...
+
+    def sync(self, version: int) -> None:
+        """Take over the trained policy, which has had ``version`` updates."""
+        ...
+
+
+class InProcessSampler:
+    """Decodes with the trained model itself: nothing to copy, nothing to synchronise but the version."""
+
+    def __init__(self, model: LanguageModel, max_rows: int, progress: Callable[[int], None] | None = None) -> None:
+        self.model = model
+        self.max_rows = max_rows
+        self.version = 0
+        self.progress = progress
+        self.ends = _end_tokens(model)
+
+    def sync(self, version: int) -> None:
+        self.version = version
+
+    @torch.no_grad()
+    def sample(self, examples: Sequence[Example], per_prompt: int, params: SamplingParams, seed: int) -> Rollouts:
+        prompts = [prompt_tokens(self.model.tokenizer, example.prompt) for example in examples]
+        ids = torch.full((len(prompts) * per_prompt, params.max_new_tokens), self._pad, device=self.model.device)
+        logprobs = torch.zeros(ids.shape, device=ids.device)
+        sampler_logprobs = torch.zeros(ids.shape, device=ids.device)
+        lengths = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        size = max(1, self.max_rows // per_prompt)
+        for chunk in (order[i : i + size] for i in range(0, len(order), size)):
+            rows = torch.tensor([i * per_prompt + g for i in chunk for g in range(per_prompt)], device=ids.device)
+            keys = [(seed, examples[i].key, g) for i in chunk for g in range(per_prompt)]
+            uniforms = row_uniforms(keys, params.max_new_tokens).to(ids.device)
+            out = self._decode([prompts[i] for i in chunk], per_prompt, params, uniforms)
+            ids[rows], logprobs[rows], sampler_logprobs[rows], lengths[rows] = out
+            if self.progress is not None:
+                self.progress(len(rows))
+        width = max(1, int(lengths.max()))
+        mask = torch.arange(width, device=ids.device) < lengths[:, None]
+        repeated = [prompt for prompt in prompts for _ in range(per_prompt)]
+        prompt_ids, prompt_mask = encode_prompts(self.model, repeated)
+        return Rollouts(
+            examples=tuple(example for example in examples for _ in range(per_prompt)),
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            completion_ids=ids[:, :width],
+            completion_mask=mask,
+            logprobs=logprobs[:, :width],
+            sampler_logprobs=sampler_logprobs[:, :width],
+            on_policy=torch.ones(len(ids), dtype=torch.bool, device=ids.device),
+            group=torch.tensor([e.key for e in examples for _ in range(per_prompt)], device=ids.device),
+            version=torch.full((len(ids),), self.version, device=ids.device),
+            texts=decode(self.model, ids[:, :width], mask),
+        )
+
+    @property
+    def _pad(self) -> int:
+        return int(self.model.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+
+    def _decode(self, prompts: list[list[int]], per_prompt: int, params: SamplingParams, uniforms: Tensor):
+        """Ids, log-probabilities under policy and sampler [B, C], and lengths [B] of one chunk."""
+        model, rows = self.model, len(prompts) * per_prompt
+        hidden, state = model.begin(*encode_prompts(model, prompts))
+        if per_prompt > 1:
+            hidden = hidden.repeat_interleave(per_prompt, dim=0)
+            state.repeat(per_prompt)
+        head = model.head
+        ids = torch.full((rows, params.max_new_tokens), self._pad, device=hidden.device)
+        logprobs = torch.zeros(ids.shape, device=hidden.device)
+        sampler_logprobs = torch.zeros(ids.shape, device=hidden.device)
+        lengths = torch.full((rows,), params.max_new_tokens, device=hidden.device)
+        alive = torch.arange(rows, device=hidden.device)
+        ended = torch.zeros(rows, dtype=torch.bool, device=hidden.device)
+        for position in range(params.max_new_tokens):
+            tokens, policy, sampler = draw(logits_of(hidden, head), uniforms[alive, position], params)
+            running = alive[~ended]
+            ids[running, position] = tokens[~ended]
+            logprobs[running, position], sampler_logprobs[running, position] = policy[~ended], sampler[~ended]
+            ending = torch.isin(tokens, self.ends) & ~ended
+            lengths[alive[ending]] = position + 1
+            ended = ended | ending
+            if bool(ended.all()) or position + 1 == params.max_new_tokens:
+                break
+            if int(ended.sum()) * 8 >= len(ended):  # taking rows out copies the cache once: wait until an eighth has ended
+                keep = (~ended).nonzero()[:, 0]
+                state.select(keep)
+                alive, tokens, ended = alive[keep], tokens[keep], ended[keep]
+            hidden = model.advance(tokens, state)
+        return ids, logprobs, sampler_logprobs, lengths
+
+
+def dataset_rollouts(model: LanguageModel, examples: Sequence[Example], max_new_tokens: int, version: int) -> Rollouts:
+    """The dataset's own completions in the form of rollouts: off-policy rows, cut at ``max_new_tokens`` with no EOS if longer."""
+    rows = [completion_tokens(model.tokenizer, str(example.completion))[:max_new_tokens] for example in examples]
+    prompt_ids, prompt_mask = encode_prompts(model, [prompt_tokens(model.tokenizer, e.prompt) for e in examples])
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), int(model.tokenizer.pad_token_id))  # pyright: ignore[reportArgumentType]
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row)
+    ids = ids.to(model.device)
+    mask = torch.arange(width, device=ids.device) < torch.tensor([len(row) for row in rows], device=ids.device)[:, None]
+    zeros = torch.zeros(ids.shape, device=ids.device)
+    return Rollouts(
+        examples=tuple(examples),
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        completion_ids=ids,
+        completion_mask=mask,
+        logprobs=zeros,
+        sampler_logprobs=zeros,
+        on_policy=torch.zeros(len(rows), dtype=torch.bool, device=ids.device),
+        group=torch.tensor([e.key for e in examples], device=ids.device),
+        version=torch.full((len(rows),), version, device=ids.device),
+        texts=decode(model, ids, mask),
+    )
+
+
+def decode(model: LanguageModel, ids: Tensor, mask: Tensor) -> tuple[str, ...]:
+    """Texts of completions, special tokens left out."""
+    kept = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+    return tuple(model.tokenizer.batch_decode(kept, skip_special_tokens=True))
+
+
+def _end_tokens(model: LanguageModel) -> Tensor:
+    """Every token that ends an answer: the tokenizer's EOS and those of the model's generation settings (chat models have several)."""
+    named = getattr(model.module.generation_config, "eos_token_id", None)
+    more = [] if named is None else [named] if isinstance(named, int) else list(named)
+    return torch.tensor(sorted({int(model.tokenizer.eos_token_id), *more}), device=model.device)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,119 @@
+"""A run's folder: who may write to it, and the files in it.
+
+``config.yaml``, ``environment.json``, ``metrics.jsonl`` (the same for the same seed), ``timings.jsonl`` (never the same),
+``rollouts.jsonl``, ``checkpoints/``, ``model/`` (final, Hugging Face form), ``summary.json``, ``curves.png``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gkd_rl.errors import UserError
+
+LOGS = ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl")
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "deepspeed", "omegaconf", "tokenizers", "safetensors")
+
+
+class RunFolder:
+    """The folder of one run, locked while this process lives. Only the main process makes one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: Any = None
+
+    def open(self, resume: str) -> str | None:
+        """Create or take over the folder; returns a sentence for the user if an earlier run was there.
+
+        Raises ``UserError`` if it is in use, cannot be written, or holds a run and ``resume`` is ``never``.
+        """
+        note = None
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            if self._holds_run() and resume == "new":
+                note = self._set_aside()
+            elif self._holds_run() and resume == "never":
+                raise UserError(
+                    f"run_dir {self.path} already holds a run; resume=auto continues it, resume=new sets it aside first, "
+                    "or choose another run_dir"
+                )
+        except (NotADirectoryError, FileExistsError):
+            raise UserError(f"run_dir {self.path} is not a folder; choose another run_dir") from None
+        except PermissionError:
+            raise UserError(f"run_dir {self.path} cannot be written to; choose another run_dir") from None
+        return note
+
+    def _holds_run(self) -> bool:
+        return (self.path / "config.yaml").exists()
+
+    def _take_lock(self) -> None:
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"run_dir {self.path} is in use by another run; wait for it or choose another run_dir") from None
+
+    def _set_aside(self) -> str:
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        self.path.mkdir()
+        self._take_lock()
+        return f"{self.path} held an earlier run: it is now {aside}"
+
+    def write(self, name: str, text: str) -> None:
+        """Write a small file whole or not at all."""
+        write_atomically(self.path / name, text)
+
+    def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows to one of the logs."""
+        with (self.path / name).open("a", encoding="utf-8") as log:
+            log.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+    def positions(self) -> dict[str, int]:
+        """Sizes of the logs, kept in each checkpoint; what comes after them belongs to steps that are redone."""
+        return {name: (self.path / name).stat().st_size if (self.path / name).exists() else 0 for name in LOGS}
+
+    def rewind(self, positions: Mapping[str, int]) -> None:
+        """Cut the logs back to a checkpoint's positions."""
+        for name in LOGS:
+            if (self.path / name).exists():
+                os.truncate(self.path / name, positions.get(name, 0))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write aside, flush to the disk, rename."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+
+
+def remove_tree(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def environment() -> dict[str, Any]:
+    """What the run was made with."""
+    import torch
+
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "command": sys.argv,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cpu_threads": torch.get_num_threads(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+    }

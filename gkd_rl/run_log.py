@@ -1,0 +1,86 @@
+"""What is logged of rollouts: their health, and the rows of ``rollouts.jsonl``. Shapes: B sequences, C completion positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from gkd_rl.engine import Processes
+from gkd_rl.types import Experience, ObjectiveResult
+
+
+def rollout_health(experience: Experience, max_new_tokens: int, processes: Processes) -> dict[str, float]:
+    """Means over the sampled rows of all ranks: reward and components, length, truncation, groups with no signal, distinct bigrams."""
+    rollouts = experience.rollouts
+    on = rollouts.on_policy
+    length = rollouts.completion_mask.sum(1)
+    sums = {
+        "rows": float(on.sum()),
+        "rewarded": float((~experience.rewards.isnan()).sum()),
+        "reward": float(experience.rewards.nansum()),
+        "length": float(length[on].sum()),
+        "truncated": float((length[on] >= max_new_tokens).sum()),
+        "advantage_square": float(experience.advantages.square().sum()),
+        "flat": float(((experience.advantages == 0) & on).sum()),
+        **_bigrams(experience),
+    }
+    for name, values in experience.components.items():
+        sums[f"reward_{name}"] = float(values.nansum())
+        sums[f"count_{name}"] = float((~values.isnan()).sum())
+    sums = processes.sum(sums)
+    rows, rewarded = max(sums["rows"], 1.0), max(sums["rewarded"], 1.0)
+    figures = {
+        "reward": sums["reward"] / rewarded,
+        "length": sums["length"] / rows,
+        "truncated": sums["truncated"] / rows,
+        "advantage_rms": math.sqrt(sums["advantage_square"] / rewarded),
+        "rows_without_advantage": sums["flat"] / rows,
+        "distinct_2": sums["distinct"] / max(sums["bigrams"], 1.0),
+    }
+    for name in experience.components:
+        figures[f"reward_{name}"] = sums[f"reward_{name}"] / max(sums[f"count_{name}"], 1.0)
+    return figures if sums["rows"] else {}
+
+
+def _bigrams(experience: Experience) -> dict[str, float]:
+    """Bigrams within completions, and the distinct ones among them: loops make the share fall."""
+    distinct = total = 0
+    rollouts = experience.rollouts
+    for ids, mask in zip(rollouts.completion_ids.tolist(), rollouts.completion_mask.sum(1).tolist(), strict=True):
+        pairs = list(zip(ids[: mask - 1], ids[1:mask], strict=True))
+        distinct, total = distinct + len(set(pairs)), total + len(pairs)
+    return {"distinct": float(distinct), "bigrams": float(total)}
+
+
+def rollout_rows(step: int, records: Sequence[tuple[Experience, ObjectiveResult]]) -> list[dict[str, Any]]:
+    """One row per completion: texts, rewards, and per token the id, the student's log-probability and the divergence."""
+    rows: list[dict[str, Any]] = []
+    for experience, result in records:
+        rollouts = experience.rollouts
+        counts = rollouts.completion_mask.sum(1).tolist()
+        logprobs = result.token_logprobs.split(counts)
+        divergences = result.token_divergence.split(counts)
+        for i, example in enumerate(rollouts.examples):
+            rows.append(
+                {
+                    "step": step,
+                    "example": example.key,
+                    "prompt": example.prompt if isinstance(example.prompt, str) else [dict(m) for m in example.prompt],
+                    "completion": rollouts.texts[i],
+                    "columns": dict(example.columns),
+                    "on_policy": bool(rollouts.on_policy[i]),
+                    "version": int(rollouts.version[i]),
+                    "reward": _number(experience.rewards[i].item()),
+                    "rewards": {name: _number(values[i].item()) for name, values in experience.components.items()},
+                    "advantage": round(experience.advantages[i].item(), 5),
+                    "tokens": rollouts.completion_ids[i, : counts[i]].tolist(),
+                    "logprobs": [round(value, 4) for value in logprobs[i].tolist()],
+                    "divergence": [round(value, 4) for value in divergences[i].tolist()],
+                }
+            )
+    return rows
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 5)

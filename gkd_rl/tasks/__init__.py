@@ -1,0 +1,1 @@
+"""Tasks: where prompts and references come from, and how answers are judged."""

@@ -1,0 +1,1 @@
+"""Teachers: models that judge every token of a completion."""
