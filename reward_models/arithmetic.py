@@ -29,8 +29,8 @@ class Verdict:
     value: Fraction | None = None
     """The answer, None where it is no rational number."""
     reference_value: Fraction | None = None
-    steps: int = 0
-    """Calculations such as `48+24=72` in the completion; counted only where steps are checked."""
+    steps: int | None = None
+    """Calculations such as `48+24=72` in the completion; None where steps are not checked."""
     right_steps: int = 0
     first_wrong_step: str | None = None
     note: str = ""

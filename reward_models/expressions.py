@@ -33,7 +33,7 @@ def is_number(token: str) -> bool:
 def evaluate_prefix(tokens: list[str], start: int = 0) -> tuple[Fraction | None, int]:
     """Evaluate the longest expression that begins at `start`; return its value (None: a division by zero) and where it ends.
 
-    Grammar: `+ -` below `* / x` below unary minus below `^ **`, parentheses, and a percent sign behind an operand for hundredths.
+    Grammar: `+ -` below `* / x` below signs below `^ **`, parentheses, and a percent sign behind an operand for hundredths.
 
     Raises:
         NotAnExpressionError: no expression begins there, or it is too deep or too large.
@@ -59,7 +59,7 @@ class _Parser:
 
     def operand_follows(self) -> bool:
         following = self.token(1)
-        return is_number(following) or following in ("(", "-")
+        return is_number(following) or following in ("(", "-", "+")
 
     def sum(self, depth: int) -> Fraction:
         value = self.product(depth)
@@ -72,7 +72,7 @@ class _Parser:
     def product(self, depth: int) -> Fraction:
         value = self.signed(depth)
         while self.token() in ("*", "/", "x") and self.operand_follows():
-            if self.token() == "x" and self.token(1) == "-":  # `3x-5` holds an unknown
+            if self.token() == "x" and self.token(1) in ("-", "+"):  # `3x-5` holds an unknown
                 break
             divide = self.token() == "/"
             self.place += 1
@@ -83,9 +83,10 @@ class _Parser:
     def signed(self, depth: int) -> Fraction:
         if depth > MAX_DEPTH:
             raise NotAnExpressionError
-        if self.token() == "-":
+        if self.token() in ("-", "+"):
+            sign = -1 if self.token() == "-" else 1
             self.place += 1
-            return -self.signed(depth + 1)
+            return sign * self.signed(depth + 1)
         return self.power(depth)
 
     def power(self, depth: int) -> Fraction:

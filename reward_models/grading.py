@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 from reward_models.arithmetic import ArithmeticVerifier, Verdict, reference_text
 from reward_models.errors import InputError
 from reward_models.loading import load_reward
+from reward_models.quantity import spelled
 from reward_models.records import Record, RecordFile, field, open_records
 from reward_models.report import GradeReport, ReportBuilder
 from reward_models.text import completion_text
@@ -40,8 +40,9 @@ def grade(
         reference_field: the field of the references: numbers, or solutions that state one.
         completion_field: the field of the outputs: a text, chat messages, or a list of several texts or chats.
         verifier: an `ArithmeticVerifier` unless another is given.
-        out: JSONL file for the rows with `verdict`, `read`, `form`, `value` and, if steps are checked, `first_wrong_step`; it
-            appears when grading has finished, or not at all. Fields of these names in the input are replaced.
+        out: JSONL file for the rows with `verdict`, `read`, `form` and `value`, and with `steps`, `right_steps` and
+            `first_wrong_step` if steps are checked. It appears when grading has finished, or not at all. Fields of these
+            names in the input are replaced.
         prompt_field: rows with the same value are completions of one prompt, for pass@k and majority vote.
         progress: show a progress bar on standard error.
 
@@ -88,9 +89,12 @@ class _Grader:
             "verdict": verdict.status,
             "read": verdict.read,
             "form": verdict.form,
-            "value": None if verdict.value is None else str(verdict.value),
+            "value": None if verdict.value is None else spelled(verdict.value),
         }
-        return {**added, "first_wrong_step": verdict.first_wrong_step} if verdict.steps else added
+        if verdict.steps is None:
+            return added
+        steps = {"steps": verdict.steps, "right_steps": verdict.right_steps, "first_wrong_step": verdict.first_wrong_step}
+        return {**added, **steps}
 
     def _text(self, record: Record, completion: Any) -> str:
         if isinstance(completion, (int, float)) and not isinstance(completion, bool):
@@ -125,16 +129,17 @@ def _output(out: str | Path | None, source: Path) -> Iterator[Callable[[Mapping[
         yield lambda row: None
         return
     path = _checked_output(Path(out), source)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        file = aside.open("w", encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
     try:
-        with open(handle, "w", encoding="utf-8") as file:
+        with file:
             yield lambda row: print(json.dumps(row, default=str), file=file)
-        os.replace(aside, path)
+        aside.replace(path)
     finally:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
 
 
 def _checked_output(path: Path, source: Path) -> Path:
@@ -168,7 +173,7 @@ def command(args: argparse.Namespace) -> int:
         InputError: as `grade`; also for a verifier or an option that does not exist.
     """
     verifier = load_reward(args.verifier, dict(map(_option, args.option)))
-    if not isinstance(getattr(verifier, "verify", None), Callable):
+    if not callable(getattr(verifier, "verify", None)):
         raise InputError(f"'{args.verifier}' cannot grade: it has no method verify(completion, reference) -> Verdict")
     report = grade(
         args.file,

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from reward_models.errors import InputError, nearest_hint
 
@@ -36,7 +36,7 @@ def load_reward(path: str, options: Mapping[str, Any] | None = None) -> Reward:
     reward = _call(label, target, options)
     if not callable(reward):
         raise InputError(f"{label}: its instances cannot be called; give the class a __call__ method")
-    return reward
+    return cast(Reward, reward)
 
 
 def load_object(path: str, options: Mapping[str, Any] | None = None, kind: str = "class") -> Any:

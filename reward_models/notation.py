@@ -51,6 +51,7 @@ def _numeral_table() -> dict[int, str]:
 
 _LATEX_WRAPPER = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mathsf|mbox|boldsymbol|operatorname)\s?\{([^{}]*)\}")
 _LATEX_FRACTION = re.compile(r"(\d?)\s?\\frac\s?(?:\{\s?(-?[\d.,]+)\s?\}\s?\{\s?([\d.,]+)\s?\}|(\d)\s?(\d))")
+_LATEX_BRACE = re.compile(r"(?<!\\)[{}]")
 _LATEX_GROUPING = re.compile(r"(?<=\d)(?:\{,\}|\\[,!]|,\\!|\{\\,\}|\\ (?=\d{3}))(?=\d)")
 _LATEX_SYMBOLS = {
     r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\times": "*", r"\cdot": "*", r"\div": "/", r"\$": "$",
@@ -83,7 +84,7 @@ def _plain_latex(span: str) -> str:
     for _ in range(3):  # \\textbf{\\text{...}} is common, deeper nesting is not a number
         span = _LATEX_WRAPPER.sub(r" \1 ", span)
     span = _BRACED_EXPONENT.sub(r"^\1", span)
-    return _LATEX_FRACTION.sub(_plain_fraction, span)
+    return _LATEX_BRACE.sub(" ", _LATEX_FRACTION.sub(_plain_fraction, span))
 
 
 def _grouping(mark: re.Match[str]) -> str:

@@ -29,8 +29,12 @@ _QUANTITY = re.compile(
 )
 _PLAIN = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d{1,100})(?:\.\d{1,100})?")
 _PREFIX = re.compile(r"(?:about|around|approximately|approx\.?|roughly|USD|EUR|GBP|INR|CAD|AUD|Rs\.?|[≈=:])\s*", re.IGNORECASE)
-_SPACE_GROUPS = re.compile(r"\d{1,3}(?: \d{3})+(?![\d,]| ?/)")
-_UNIT_TOKEN = re.compile(r"\^?[23](?!\d)|[^\W\d_]+|\s+|.")
+_OTHER_GROUPS = re.compile(r"\d{1,3}(?:[ ']\d{3})+(?![\d,']| ?/)")
+_UNIT_TOKEN = re.compile(r"[^\W\d_]+(?:\^?[23](?!\d))?|\s+|.")
+_FUNCTION = r"\\?(?:sqrt|binom|d?frac|log|ln|sin|cos|tan|exp|pi)"
+_FUNCTION_BEFORE = re.compile(rf"(?<![A-Za-z]){_FUNCTION}[\s({{\[]*$|[A-Za-z]\($")
+_FUNCTION_AFTER = re.compile(rf"\s?{_FUNCTION}(?![A-Za-z])")
+_LIST_AFTER = re.compile(r"\s?(?:[,;]|or\b|and\b)\s?[-+$]?\d")
 _UNKNOWNS = frozenset("xyzn")
 _UNIT_LETTERS = frozenset("mgshlLWVAJNKCFTdD")
 _NUMBER_WORDS = frozenset(("and", "or", "to", "plus", "minus", "times", "half", "halves", "quarter", "quarters", "thirds", "pi"))
@@ -60,7 +64,7 @@ def read_exact(text: str) -> Quantity | None:
     text = text[prefix.end() :] if prefix else text
     if text[:2] in ("- ", "+ "):
         text = text[0] + text[2:].lstrip()
-    text = _SPACE_GROUPS.sub(lambda groups: groups.group().replace(" ", ""), text, count=1)
+    text = _OTHER_GROUPS.sub(lambda groups: groups.group().replace(" ", "").replace("'", ""), text, count=1)
     match = _QUANTITY.match(text)
     return _quantity(match) if match and _is_unit(text[match.end() :]) else None
 
@@ -74,6 +78,18 @@ def last_quantity(text: str) -> Quantity | None:
     """Return the last quantity of `text`, None where it holds no number or the last one only belongs to something longer."""
     matches = list(_QUANTITY.finditer(text))
     return _quantity(matches[-1]) if matches and not _is_operand(matches[-1]) else None
+
+
+def spelled(value: Fraction) -> str:
+    """Return a rational as a decimal where it has an end, else as a fraction: `312.5`, `1/3`."""
+    rest, places = value.denominator, 0
+    while rest % 10 in (0, 2, 4, 5, 6, 8) and rest > 1:
+        rest //= 10 if rest % 10 == 0 else 5 if rest % 10 == 5 else 2
+        places += 1
+    if rest > 1 or places == 0:
+        return str(value)
+    digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
+    return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}".rstrip("0")
 
 
 def _quantity(match: re.Match[str]) -> Quantity | None:
@@ -119,27 +135,31 @@ def _is_unit(text: str) -> bool:
         return False
     adjacent = True
     for token in _UNIT_TOKEN.findall(text):
-        if token.isalpha():
-            factor = adjacent and len(token) == 1 and token not in _UNIT_LETTERS
-            if factor or token in _UNKNOWNS or token.lower() in _NUMBER_WORDS:
+        if token[0].isalpha():
+            word = token.rstrip("^23")
+            factor = adjacent and len(word) == 1 and word not in _UNIT_LETTERS
+            if factor or word in _UNKNOWNS or word.lower() in _NUMBER_WORDS:
                 return False
-        elif token[0] not in _UNIT_MARKS and not token.isspace() and token.lstrip("^") not in ("2", "3"):
+        elif not token.isspace() and token not in _UNIT_MARKS:
             return False
         adjacent = False
-    return not re.match(r"[\s^]*[23]|[,:]\S", text)
+    return text[:1] not in (",", ":")
 
 
 def _is_operand(match: re.Match[str]) -> bool:
     """Whether the number at `match` is a part of something longer: `3 + 4`, `2x`, `5:30`, `3,5`, `H2`, `1.2.3`."""
     start, end = match.span()
-    before, after = match.string[max(0, start - 4) : start], match.string[end : end + 4]
+    before, after = match.string[max(0, start - 12) : start], match.string[end : end + 12]
+    if _FUNCTION_BEFORE.search(before) or _FUNCTION_AFTER.match(after) or _LIST_AFTER.match(after):
+        return True
     adjacent, left = before[-1:], before.rstrip()
     if match["sign"]:
-        return adjacent.isdigit() or left[-1:] in ("*", "/", "^", ")") or (left[-1:].isdigit() and not after[:1].isalpha())
+        unknown = adjacent.isalpha() and (match["sign"] == "+" or not before[-2:-1].isalpha())
+        return unknown or adjacent.isdigit() or left[-1:].isdigit() or left[-1:] in ("*", "/", "^", ")")
     if adjacent.isalnum() or adjacent in ("_", "^") or left[-1:] in ("*", "/", "+", "^"):
         return True
     earlier = left[:-1].rstrip()[-1:]
-    if left[-1:] in ("-", "x", ",", ":", ".") and (earlier.isdigit() or earlier == ")"):
+    if left[-1:] in ("-", "x", ",", ":", ".", "'") and (earlier.isdigit() or earlier == ")"):
         return left[-1] in "-x" or adjacent == left[-1]
     return _operand_follows(after)
 
@@ -150,6 +170,6 @@ def _operand_follows(after: str) -> bool:
         return rest.isdigit() or rest == "("
     if first == "^":
         return True
-    if after[:1] in (".", ",", ":"):
+    if after[:1] in (".", ",", ":", "'"):
         return after[1:2].isdigit()
     return after[:1] in _UNKNOWNS and not after[1:2].isalpha()

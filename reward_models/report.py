@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from reward_models.quantity import spelled
 from reward_models.statistics import pass_at_k, wilson_interval
 
 if TYPE_CHECKING:
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from reward_models.arithmetic import Verdict
 
 _EXAMPLES = 3
-_TAIL = 80
+_TAIL = 200
+_SHORT = 30
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,10 @@ class Example:
     reference: str
     read: str
     completion_end: str
+
+    def __str__(self) -> str:
+        found = f"read {self.read!r}" if self.read else f"ends in {self.completion_end[-_SHORT:]!r}"
+        return f"{self.where}: {found}, reference {self.reference[-_SHORT:]!r}"
 
 
 @dataclass
@@ -75,6 +81,9 @@ class GradeReport:
     """95% Wilson interval of the accuracy."""
     failures: dict[str, Failures]
     """By kind, the commonest first."""
+    steps: int | None = None
+    """Calculations in the completions, where steps are checked; else None, like the next."""
+    right_steps: int | None = None
     prompts: int | None = None
     """Prompts with a readable reference, where completions are grouped by prompt; else None, like the next two."""
     pass_at_k: dict[int, float] | None = None
@@ -93,8 +102,7 @@ class GradeReport:
         for name, value in self._lines():
             table.add_row(name, Text(value))
         for kind, failures in self.failures.items():
-            examples = (f"{e.where}: read {e.read or '–'!r}, reference {e.reference!r}" for e in failures.examples)
-            table.add_row(f"  {kind}", Text("\n".join([str(failures.count), *examples])))
+            table.add_row(f"  {kind}", Text("\n".join([str(failures.count), *map(str, failures.examples)])))
         return table
 
     def _lines(self) -> Iterator[tuple[str, str]]:
@@ -106,6 +114,8 @@ class GradeReport:
         yield "completions", str(self.n)
         for status in ("correct", "wrong", "no_answer", "bad_reference"):
             yield status.replace("_", " "), str(getattr(self, status))
+        if self.steps is not None:
+            yield "right steps", f"{self.right_steps} of {self.steps}"
         if self.pass_at_k:
             yield "prompts", str(self.prompts)
             for k, share in self.pass_at_k.items():
@@ -121,17 +131,21 @@ class ReportBuilder:
         self.counts: Counter[str] = Counter()
         self.failures: dict[str, Failures] = {}
         self.tallies: dict[str, PromptTally] = {}
+        self.steps: Counter[str] = Counter()
 
     def add(self, verdict: "Verdict", where: str, reference: str, completion: str, prompt: str | None) -> None:
         """Count one verdict; `prompt` is a key of its group, None where completions are not grouped."""
         self.counts[verdict.status] += 1
+        if verdict.steps is not None:
+            self.steps.update(all=verdict.steps, right=verdict.right_steps)
         if prompt is not None and verdict.status != "bad_reference":
             self.tallies.setdefault(prompt, PromptTally()).add(verdict)
         if verdict.status != "correct":
             failures = self.failures.setdefault(failure_kind(verdict), Failures())
             failures.count += 1
             if len(failures.examples) < _EXAMPLES:
-                failures.examples.append(Example(where, reference[-_TAIL:], verdict.read[:_TAIL], completion[-_TAIL:]))
+                expected = reference if verdict.reference_value is None else spelled(verdict.reference_value)
+                failures.examples.append(Example(where, expected[-_TAIL:], verdict.read[:_TAIL], completion[-_TAIL:]))
 
     def build(self) -> GradeReport:
         """Return the report of all that was added."""
@@ -148,6 +162,8 @@ class ReportBuilder:
             accuracy=counts["correct"] / readable if readable else None,
             interval=wilson_interval(counts["correct"], readable) if readable else None,
             failures=dict(ordered),
+            steps=self.steps["all"] if self.steps else None,
+            right_steps=self.steps["right"] if self.steps else None,
             **_by_prompt(list(self.tallies.values())),
         )
 

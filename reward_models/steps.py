@@ -74,11 +74,11 @@ def _left_side(text: str) -> tuple[str, Fraction | None] | None:
     if len(run) - len(before) > _RUN:
         return None
     tokens = tokens_of(_SENTENCE_END.split(run[len(before) :])[-1])
-    if before and tokens[:1] == ["-"]:
+    if before[-1:].isalnum() and tokens[:1] in (["-"], ["+"]):
         return None
     for start, token in enumerate(tokens):
         previous = tokens[start - 1] if start else ""
-        if is_operator(previous) or previous in (",", ".") or _is_grouped(previous, token) or (previous and token == "-"):
+        if is_operator(previous) or previous in (",", ".") or _is_grouped(previous, token) or (previous and token in ("-", "+")):
             return None
         if token == "(" and (is_number(previous) or previous == ")"):  # in `66(1/3)=22` the parenthesis is a factor
             continue

@@ -1,6 +1,6 @@
 """Train the embedded teacher and student from scratch and write them as safetensors under ``gkd_rl/assets``.
 
-    python scripts/build_embedded_models.py [--out gkd_rl/assets] [--only teacher|student] [--teacher-steps 4000]
+    python scripts/build_embedded_models.py [--out gkd_rl/assets] [--only teacher|student] [--teacher-steps 3500]
 
 The teacher sees problems without limit; the student is fitted to a fixed set of a few thousand, so that data, not size, is what it
 lacks. Both are Llama models. Hidden matrices are trained by Muon, the rest by AdamW; only solution tokens carry loss.
@@ -142,10 +142,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gkd_rl/assets"))
     parser.add_argument("--only", choices=("teacher", "student"))
-    parser.add_argument("--teacher-steps", type=int, default=4000)
-    parser.add_argument("--student-steps", type=int, default=1500)
-    parser.add_argument("--student-problems", type=int, default=2000)
-    parser.add_argument("--lr", type=float, default=0.01, help="rate of the hidden matrices")
+    parser.add_argument("--teacher-steps", type=int, default=3500)
+    parser.add_argument("--student-steps", type=int, default=1200)
+    parser.add_argument("--student-problems", type=int, default=1500)
+    parser.add_argument("--lr", type=float, default=0.006, help="rate of the hidden matrices")
     args = parser.parse_args()
     tokenizer = build_tokenizer()
     if args.only != "student":

@@ -128,31 +128,36 @@ class EncoderDecoderLanguageModel(LanguageModel):
     """Encoder-decoder models: the prompt is encoded, the completion decoded after the decoder's start token."""
 
     def completion_hidden(self, prompt_ids, prompt_mask, completion_ids, completion_mask):
-        start = self._start(len(completion_ids))
-        return self.module.base_model(
-            input_ids=prompt_ids,
-            attention_mask=prompt_mask.long(),
-            decoder_input_ids=torch.cat([start, completion_ids[:, :-1]], dim=1),
+        encoded, mask = self._encode(prompt_ids, prompt_mask)
+        return self.module.get_decoder()(
+            input_ids=torch.cat([self._start(len(completion_ids)), completion_ids[:, :-1]], dim=1),
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=mask.long(),
             use_cache=False,
         ).last_hidden_state
 
     def begin(self, prompt_ids, prompt_mask):
-        encoded = self.module.get_encoder()(input_ids=prompt_ids, attention_mask=prompt_mask.long()).last_hidden_state
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        encoded, mask = self._encode(prompt_ids, prompt_mask)
         position = torch.zeros(len(prompt_ids), 1, dtype=torch.long, device=prompt_ids.device)
-        state = DecodingState(cache, prompt_mask, position, encoded)
+        state = DecodingState(EncoderDecoderCache(DynamicCache(), DynamicCache()), mask, position, encoded)
         return self.advance(self._start(len(prompt_ids))[:, 0], state), state
 
     def advance(self, tokens, state):
-        hidden = self.module.base_model(
-            encoder_outputs=(state.encoded,),
-            attention_mask=state.mask.long(),
-            decoder_input_ids=tokens[:, None],
+        hidden = self.module.get_decoder()(
+            input_ids=tokens[:, None],
+            encoder_hidden_states=state.encoded,
+            encoder_attention_mask=state.mask.long(),
             past_key_values=state.cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
         state.position = state.position + 1
         return hidden
+
+    def _encode(self, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The prompts' states [B, P, H] and mask [B, P], padding moved to the right: encoders count positions from the first column."""
+        order = prompt_mask.long().argsort(dim=1, descending=True, stable=True)
+        ids, mask = prompt_ids.gather(1, order), prompt_mask.gather(1, order)
+        return self.module.get_encoder()(input_ids=ids, attention_mask=mask.long()).last_hidden_state, mask
 
     def _start(self, rows: int) -> Tensor:
         start = self.module.config.decoder_start_token_id

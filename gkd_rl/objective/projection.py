@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gkd_rl.objective.numerics import at_least_fp32
+from gkd_rl.objective.products import add_product_, times_transposed
 from gkd_rl.types import Head
 
 
@@ -17,46 +18,34 @@ class Projection:
     """
 
     def __init__(self, hidden: Tensor, head: Head) -> None:
-        widen = hidden.device.type != "cuda"
-        self.hidden = at_least_fp32(hidden.detach()) if widen else hidden.detach()
-        self.weight = at_least_fp32(head.weight.detach()) if widen else head.weight.detach().to(hidden.dtype)
+        hidden, weight = hidden.detach(), head.weight.detach()
+        on_gpu = hidden.device.type == "cuda"
+        self.hidden = hidden if on_gpu else at_least_fp32(hidden)
+        self.weight = weight.to(self.hidden.dtype)
         self.bias = None if head.bias is None else at_least_fp32(head.bias.detach()) * head.scale
         self.scale, self.soft_cap = head.scale, head.soft_cap
+        self.dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the logits."""
-        return torch.float64 if self.hidden.dtype == torch.float64 else torch.float32
-
-    def scaled(self, where: slice) -> Tensor:
-        """scale·h of a chunk [n, H]."""
+    def _scaled(self, where: slice) -> Tensor:
         hidden = self.hidden[where]
         return hidden if self.scale == 1.0 else hidden * self.scale
 
-    def logits(self, where: slice, out: Tensor) -> Tensor:
-        """Writes the logits of a chunk into ``out`` [n, V] and returns it."""
-        product(self.scaled(where), self.weight.T, out)
+    def logits(self, where: slice) -> Tensor:
+        """Logits of a chunk [n, V]."""
+        logits = times_transposed(self._scaled(where), self.weight, self.dtype)
         if self.bias is not None:
-            out += self.bias
-        return out if self.soft_cap is None else out.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+            logits += self.bias
+        return logits if self.soft_cap is None else logits.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
 
     def to_hidden(self, gradient: Tensor) -> Tensor:
         """Gradient in the hidden states [n, H] from that in the uncapped logits [n, V]."""
-        back = gradient.to(self.weight.dtype) @ self.weight
+        back = times_transposed(gradient.to(self.weight.dtype), self.weight.T, self.dtype)
         return back if self.scale == 1.0 else back * self.scale
 
+    def add_to_weight_(self, out: Tensor, gradient: Tensor, where: slice) -> None:
+        """out ← out + the chunk's part of the weight's gradient [V, H]."""
+        add_product_(out, gradient.to(self.weight.dtype), self._scaled(where))
 
-def product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """out ← left·right; half-precision factors give an fp32 product."""
-    if left.dtype == out.dtype:
-        torch.mm(left, right, out=out)
-    else:
-        torch.mm(left, right, out_dtype=out.dtype, out=out)
-
-
-def accumulate(out: Tensor, left: Tensor, right: Tensor) -> None:
-    """out ← out + left·right with ``out`` in fp32 (fp64)."""
-    if left.dtype == out.dtype:
-        out.addmm_(left, right)
-    else:
-        torch.addmm(out, left, right, out_dtype=out.dtype, out=out)
+    def add_to_bias_(self, out: Tensor, gradient: Tensor) -> None:
+        """out ← out + the chunk's part of the bias's gradient [V]."""
+        out += gradient.sum(0) * self.scale

@@ -11,14 +11,17 @@ from torch import Tensor
 from gkd_rl.config.objective import ObjectiveConfig
 from gkd_rl.objective.chunk import Chunk, chunk_losses, read_chunk, reward_gradient, slopes_of
 from gkd_rl.objective.compiled import kernels_for
-from gkd_rl.objective.kernel import Rows, Slopes, Tiles, add_at
-from gkd_rl.objective.projection import Projection, accumulate
+from gkd_rl.objective.kernel import Tiles, add_at
+from gkd_rl.objective.projection import Projection
 from gkd_rl.objective.telemetry import TeacherView, compared_tokens, interference, sums_of
 from gkd_rl.objective.terms import Losses, TokenValues, losses_of, needs_whole_sequences, streams_of, with_sequences
 from gkd_rl.types import GlobalCounts, Head, TokenBatch
 
-TILE_BYTES = 8 * 2**20
-"""Size of one tile of logits on a CPU: two fit into a last-level cache."""
+CHUNK_TOKENS = {"cpu": 80, "cuda": 1024}
+"""Tokens per chunk for large vocabularies: enough rows for the products' speed, few enough for tiles to stay small."""
+
+SMALL_TILE_BYTES = 8 * 2**20
+"""Chunks of small vocabularies grow to this size of a tile."""
 
 
 @dataclass
@@ -49,8 +52,9 @@ class Sweep:
         self.vocabulary = len(self.student.weight)
         for other in (self.teacher, self.reference):
             assert other is None or len(other.weight) == self.vocabulary, "heads are cut to one vocabulary"
-        self.kernels = kernels_for(config, self.student.soft_cap, compile)
-        self.chunk = chunk_tokens or max(16, TILE_BYTES // (4 * self.vocabulary))
+        device = batch.token_ids.device
+        self.kernels = kernels_for(config, self.student.soft_cap, self.vocabulary, device, compile)
+        self.chunk = chunk_tokens or max(CHUNK_TOKENS.get(device.type, 256), SMALL_TILE_BYTES // (4 * self.vocabulary))
         self.streams = streams_of(batch, config, counts)
         stride = config.telemetry.interference_stride if self.teacher else 0
         self.compared = compared_tokens(self.streams, stride)
@@ -79,15 +83,11 @@ class Sweep:
             yield slice(start, min(start + self.chunk, count))
 
     def _tiles(self, where: slice) -> Tiles:
-        size = where.stop - where.start
-        tiles = [
-            None
-            if model is None
-            else model.logits(where, torch.empty(size, self.vocabulary, dtype=self.student.dtype, device=self.token_ids.device))
-            for model in (self.student, self.teacher, self.reference)
-        ]
-        assert tiles[0] is not None
-        return Tiles(tiles[0], tiles[1], tiles[2])
+        return Tiles(
+            self.student.logits(where),
+            None if self.teacher is None else self.teacher.logits(where),
+            None if self.reference is None else self.reference.logits(where),
+        )
 
     def _look_ahead(self) -> None:
         """Log-probabilities of all tokens, for terms that depend on whole sequences."""
@@ -118,15 +118,15 @@ class Sweep:
         ids = chunk.token_ids[:, None]
         at_token = tiles.student.gather(-1, ids)
         at_kept = None if chunk.kept is None else tiles.student.gather(-1, chunk.kept)
-        gradient = self.kernels.gradient(tiles, chunk.rows, slopes)
+        gradient = self.kernels.gradient_(tiles, chunk.rows, slopes)
         add_at(gradient, at_token, ids, slopes.logprob[:, None], cap)
         if chunk.kept is not None and at_kept is not None and kept_slopes is not None:
             add_at(gradient, at_kept, chunk.kept, kept_slopes / self.config.divergence.temperature, cap)
         made.hidden[where] = student.to_hidden(gradient)
         if made.weight is not None:
-            accumulate(made.weight, gradient.to(student.weight.dtype).T, student.scaled(where))
+            student.add_to_weight_(made.weight, gradient, where)
         if made.bias is not None:
-            made.bias += gradient.sum(0) * student.scale
+            student.add_to_bias_(made.bias, gradient)
         return by_reward, made.hidden[where][tokens] - by_reward
 
     def _finish(self, chunks: Sequence[Chunk], compared: Sequence[tuple[Tensor, Tensor]]) -> None:

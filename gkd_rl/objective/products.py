@@ -1,0 +1,50 @@
+"""Matrix products of chunks, by the quickest route of the device. Shapes: n rows of a chunk, V and K the other dimensions.
+
+On a CPU, oneDNN multiplies a few rows by a large untransposed weight about three times as fast as the BLAS behind ``torch.mm``,
+which copies the weight into its own layout at each call. On a GPU half-precision factors accumulate into fp32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LEAST_WORK = 2**20
+"""Products smaller than this go through ``torch.mm``: their time is all overhead."""
+
+BLOCK_BYTES = 2**20
+"""Size of the pieces in which a product is added to a matrix on a CPU."""
+
+
+def _through_onednn(left: Tensor, right: Tensor) -> bool:
+    return (
+        left.device.type == "cpu"
+        and left.dtype == right.dtype == torch.float32
+        and torch.backends.mkldnn.enabled
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and len(left) * right.numel() >= LEAST_WORK
+    )
+
+
+def times_transposed(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """left·rightᵀ [n, V] of [n, K] and [V, K], returned in ``dtype`` (at least that of the factors)."""
+    if _through_onednn(left, right):
+        return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+    if left.dtype == dtype:
+        return left @ right.T
+    return torch.mm(left, right.T, out_dtype=dtype)
+
+
+def add_product_(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """out ← out + leftᵀ·right, [V, K] of [n, V] and [n, K]; ``out`` may be wider than the factors (fp32 sums of half products)."""
+    if _through_onednn(right, left):
+        rows = max(1, BLOCK_BYTES // (out.element_size() * out.shape[1]))
+        transposed = right.T
+        for start in range(0, len(out), rows):
+            piece = left[:, start : start + rows].T
+            out[start : start + rows] += torch.ops.mkldnn._linear_pointwise(piece, transposed, None, "none", [], "")
+    elif left.dtype == out.dtype:
+        out.addmm_(left.T, right)
+    else:
+        torch.addmm(out, left.T, right, out_dtype=out.dtype, out=out)
