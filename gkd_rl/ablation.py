@@ -72,7 +72,9 @@ def ablate(config: Config, config_path: str, overrides: Sequence[str]) -> list[d
 def _points(config: Config) -> Iterator[Point]:
     grid, seeds = config.ablation.grid, config.ablation.seeds
     if not grid or not seeds:
-        raise UserError("ablation.grid and ablation.seeds must not be empty; for example ablation.grid={objective.alpha: [0, 0.5, 1]}")
+        raise UserError(
+            "ablation.grid and ablation.seeds must not be empty; for example ablation.grid={objective.alpha: [0, 0.5, 1]}"
+        )
     lists = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
     for values in itertools.product(*lists.values()):
         settings = dict(zip(lists, values, strict=True))
@@ -154,4 +156,3 @@ def draw_frontier(path: Path, rows: Sequence[dict[str, Any]], keys: Sequence[str
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
-

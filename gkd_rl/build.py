@@ -59,9 +59,7 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
         sampler=InProcessSampler(student, config.rollout.sampling_rows),
         teacher=_teacher(config, processes),
         reference=_reference(config, processes, path, where),
-        evaluator=Evaluator(
-            rewards, config.objective, processes, config.engine.micro_batch_tokens, config.rollout.max_new_tokens
-        ),
+        evaluator=Evaluator(rewards, config.objective, processes, config.engine.micro_batch_tokens, config.rollout.max_new_tokens),
         held_out=held_out,
     )
 
@@ -118,4 +116,3 @@ def _reference(config: Config, processes: Processes, path: str, where: str) -> L
     model = _load(path, where, config.student.dtype, config.student.trust_remote_code, processes)
     model.module.requires_grad_(False)
     return LocalTeacher(model, 4 * config.engine.micro_batch_tokens)
-

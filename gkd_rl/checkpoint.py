@@ -55,9 +55,7 @@ class Checkpoints:
                 return place, json.loads((place / "state.json").read_text())
         return None
 
-    def restore(
-        self, place: Path, engine: Engine, buffer: SamplingBuffer, teacher: Head | None, reference: Head | None
-    ) -> None:
+    def restore(self, place: Path, engine: Engine, buffer: SamplingBuffer, teacher: Head | None, reference: Head | None) -> None:
         """Load weights, optimiser and this rank's buffer. Buffers hold tensors and plain values only."""
         engine.load(place)
         stored = place / f"buffer-{engine.processes.rank}.pt"

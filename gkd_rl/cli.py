@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from gkd_rl.errors import UserError
 from reward_models.errors import InputError
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = _parse(arguments)
     try:
         status = parsed.run(parsed)
-    except (UserError, InputError) as error:
+    except (UserError, InputError, RewardError) as error:
         print(f"gkd-rl: {error}", file=sys.stderr)
         _leave(2)
     except KeyboardInterrupt:
@@ -33,6 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _leave(130)
     else:
         sys.exit(status or 0)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line instead of repeating the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"gkd-rl: {message}; see {self.prog} --help\n")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -56,7 +64,7 @@ def _leave(status: int) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="gkd-rl",
         description="Align and compress a language model in one run: (1-α)·reward - α·divergence(teacher ‖ student).",
         epilog=_EPILOG,
@@ -128,8 +136,7 @@ def _train(parsed: argparse.Namespace) -> int:
     config = _load(parsed)
     from gkd_rl.train import train
 
-    train(config)
-    return 0
+    return _close(config.run_dir, train(config))
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:
@@ -144,7 +151,15 @@ def _sft(parsed: argparse.Namespace) -> int:
     config = _load(parsed)
     from gkd_rl.sft import sft
 
-    sft(config)
+    return _close(config.run_dir, sft(config))
+
+
+def _close(run_dir: str, summary: dict) -> int:
+    """The run's tables and picture, by one of its processes."""
+    if os.environ.get("RANK", "0") == "0":
+        from gkd_rl.report.closing import close_run
+
+        close_run(Path(run_dir), summary)
     return 0
 
 

@@ -77,9 +77,3 @@ class PhaseTimes:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-
-    def rows(self) -> list[tuple[str, str, str]]:
-        """Name, seconds and share of each phase, largest first."""
-        total = sum(self.seconds.values()) or 1.0
-        ordered = sorted(self.seconds.items(), key=lambda item: -item[1])
-        return [(name, f"{seconds:.1f}", f"{seconds / total:.0%}") for name, seconds in ordered]

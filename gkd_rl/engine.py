@@ -55,7 +55,7 @@ class Processes:
         os.environ.setdefault("LOCAL_RANK", str(local))  # DeepSpeed asks for it even where it is alone
         if not dist.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
-            store = dist.HashStore() if self.count == 1 else None
+            store = dist.HashStore() if self.count == 1 else None  # pyright: ignore[reportPrivateImportUsage]
             dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.count)
 
     @property

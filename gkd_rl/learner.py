@@ -25,9 +25,9 @@ class Learner:
 
     model: LanguageModel
     config: ObjectiveConfig
-    weights: TermWeights = TermWeights(0.0, 0.0, 0.0)
+    weights: TermWeights = field(default_factory=lambda: TermWeights(0.0, 0.0, 0.0))
     """Set before each update by the loop."""
-    counts: GlobalCounts = GlobalCounts(0.0, 0.0, 0.0)
+    counts: GlobalCounts = field(default_factory=lambda: GlobalCounts(0.0, 0.0, 0.0))
     """Set before each update by the loop."""
     sums: dict[str, Tensor] = field(default_factory=dict)
     """Sums of the update's metrics over this rank's micro-batches."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from gkd_rl.engine import Processes
@@ -48,7 +49,7 @@ def _bigrams(experience: Experience) -> dict[str, float]:
     distinct = total = 0
     rollouts = experience.rollouts
     for ids, mask in zip(rollouts.completion_ids.tolist(), rollouts.completion_mask.sum(1).tolist(), strict=True):
-        pairs = list(zip(ids[: mask - 1], ids[1:mask], strict=True))
+        pairs = list(pairwise(ids[:mask]))
         distinct, total = distinct + len(set(pairs)), total + len(pairs)
     return {"distinct": float(distinct), "bigrams": float(total)}
 

@@ -33,7 +33,7 @@ from gkd_rl.objective.telemetry import summarise
 from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.rows import join, micro_batches
-from gkd_rl.rollout.sampler import dataset_rollouts
+from gkd_rl.rollout.sampler import InProcessSampler, dataset_rollouts
 from gkd_rl.run_folder import RunFolder, environment
 from gkd_rl.run_log import rollout_health, rollout_rows
 from gkd_rl.scoring import global_advantages, score_rollouts
@@ -59,7 +59,7 @@ class Run:
 
 
 def train(config: Config) -> dict[str, Any]:
-    """Run ``config`` to its end and return the summary (also in ``RUN_DIR/summary.json``). Raises ``UserError`` for what a user can mend."""
+    """Run ``config`` to its end; returns what ``RUN_DIR/summary.json`` holds. Raises ``UserError`` for what a user can mend."""
     started = time.perf_counter()
     validate(config)
     processes = Processes(config.engine.threads)
@@ -67,6 +67,10 @@ def train(config: Config) -> dict[str, Any]:
     folder, note = _open_folder(config, processes)
     if note:
         terminal.say(note)
+    if (done := _finished(config)) is not None:
+        terminal.say(f"run_dir {config.run_dir} holds this run, finished after {done['steps']} steps; a larger max_steps continues it")
+        processes.close()
+        return done
     parts = build_parts(config, processes)
     run = _assemble(config, processes, parts, folder, terminal)
     if folder is not None:
@@ -84,7 +88,9 @@ def train(config: Config) -> dict[str, Any]:
             _log(run, figures)
             if (config.checkpoint.every and done % config.checkpoint.every == 0) or done == config.max_steps:
                 with run.times.phase("checkpoint"):
-                    checkpoints.save(done, run.engine, run.buffer, folder, {"history": run.history.state_dict(), "summary": summary})
+                    checkpoints.save(
+                        done, run.engine, run.buffer, folder, {"history": run.history.state_dict(), "summary": summary}
+                    )
             bar.advance(1, _live(figures))
     return _finish(run, summary, started)
 
@@ -146,8 +152,10 @@ def _examples(run: Run, step: int) -> list[Example]:
     examples = [stream_example(run.parts.task, i, config.seed, config.task.train_examples) for i in places]
     tokenizer, limit = run.parts.student.tokenizer, config.task.max_prompt_tokens
     kept = [e for e in examples if len(prompt_tokens(tokenizer, e.prompt)) <= limit]
-    if len(kept) < len(examples) and config.task.long_prompts == "error" or not kept:
-        raise UserError(f"a prompt of step {step + 1} is over task.max_prompt_tokens={limit}; raise it, or set task.long_prompts=drop")
+    if (len(kept) < len(examples) and config.task.long_prompts == "error") or not kept:
+        raise UserError(
+            f"a prompt of step {step + 1} is over task.max_prompt_tokens={limit}; raise it, or set task.long_prompts=drop"
+        )
     return run.processes.share(kept)
 
 
@@ -195,6 +203,15 @@ def _open_folder(config: Config, processes: Processes) -> tuple[RunFolder | None
     return folder, note
 
 
+def _finished(config: Config) -> dict[str, Any] | None:
+    """The summary of a run that is to be continued but has nothing left to do."""
+    path = Path(config.run_dir) / "summary.json"
+    if config.resume != "auto" or not path.is_file():
+        return None
+    summary = json.loads(path.read_text())
+    return summary if summary["steps"] >= config.max_steps else None
+
+
 def _assemble(config: Config, processes: Processes, parts: Parts, folder: RunFolder | None, terminal: Terminal) -> Run:
     torch.manual_seed(config.seed)
     return Run(
@@ -234,8 +251,6 @@ def _evaluate_before(run: Run) -> dict[str, Any]:
     parts, summary = run.parts, {}
     with run.times.phase("evaluate"), run.engine.gathered(), run.terminal.bar("evaluating before", 2) as bar:
         if parts.teacher is not None and run.config.evaluation.teacher:
-            from gkd_rl.rollout.sampler import InProcessSampler
-
             sampler = InProcessSampler(parts.teacher.model, run.config.rollout.sampling_rows)
             summary["teacher"] = _row(parts.evaluator(parts.teacher.model, sampler, parts.held_out))
             summary["teacher"]["parameters"] = parts.teacher.model.parameters
@@ -299,8 +314,5 @@ def _finish(run: Run, summary: dict[str, Any], started: float) -> dict[str, Any]
     }
     if run.folder is not None:
         run.folder.write("summary.json", json.dumps(whole, indent=2))
-        from gkd_rl.report.closing import close_run
-
-        close_run(run.folder.path, whole, run.times, run.terminal)
     run.processes.close()
     return whole

@@ -128,12 +128,20 @@ class ArithmeticVerifier:
         quantity = answer.quantity if answer else None
         if self.judge and target and (target_quantity is None or quantity is None):
             return self._symbolic(self.judge, completion, reference, answer)
+        status: Status = "wrong"
         if target_quantity is None:
-            return Verdict("bad_reference", *_read(answer))
-        if quantity is None:
-            return Verdict("no_answer", *_read(answer), reference_value=target_quantity.value)
-        status = "correct" if equal(quantity, target_quantity, self.tolerance) else "wrong"
-        return Verdict(status, *_read(answer), quantity.value, target_quantity.value)
+            status = "bad_reference"
+        elif quantity is None:
+            status = "no_answer"
+        elif equal(quantity, target_quantity, self.tolerance):
+            status = "correct"
+        return Verdict(
+            status,
+            read=answer.text if answer else "",
+            form=answer.form if answer else "",
+            value=quantity.value if quantity else None,
+            reference_value=target_quantity.value if target_quantity else None,
+        )
 
     def _symbolic(self, judge: SymbolicJudge, completion: str, reference: str, answer: Answer | None) -> Verdict:
         target, statement = find_statement(reference), find_statement(completion)
@@ -165,10 +173,6 @@ def reference_text(reference: Any) -> str:
     if isinstance(reference, Number) and not isinstance(reference, bool):
         return str(reference)
     return completion_text(reference) if isinstance(reference, list) else ""
-
-
-def _read(answer: Answer | None) -> tuple[str, str]:
-    return (answer.text, answer.form) if answer else ("", "")
 
 
 def _tolerance(tolerance: float | str) -> Fraction:

@@ -7,6 +7,7 @@ quantities out of prose and leaves out those that are only an operand of a large
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from math import gcd
 
 MAX_TEXT = 1000
 """Characters of the longest text that is read as one quantity."""
@@ -83,13 +84,12 @@ def last_quantity(text: str) -> Quantity | None:
 def spelled(value: Fraction) -> str:
     """Return a rational as a decimal where it has an end, else as a fraction: `312.5`, `1/3`."""
     rest, places = value.denominator, 0
-    while rest % 10 in (0, 2, 4, 5, 6, 8) and rest > 1:
-        rest //= 10 if rest % 10 == 0 else 5 if rest % 10 == 5 else 2
-        places += 1
+    while (factor := gcd(rest, 10)) > 1:
+        rest, places = rest // factor, places + 1
     if rest > 1 or places == 0:
         return str(value)
     digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
-    return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}".rstrip("0")
+    return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"
 
 
 def _quantity(match: re.Match[str]) -> Quantity | None:

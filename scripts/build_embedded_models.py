@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gkd_rl.tasks.arithmetic_problems import Problem, problems, vocabulary
 
-TEACHER = dict(hidden_size=192, intermediate_size=480, num_hidden_layers=5, num_attention_heads=6)
-STUDENT = dict(hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4)
+TEACHER = {"hidden_size": 192, "intermediate_size": 480, "num_hidden_layers": 5, "num_attention_heads": 6}
+STUDENT = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
 LEVELS = (1, 2, 2, 3, 3, 4)  # the teacher's mixture, so that it has seen the harder level too
 STUDENT_LEVELS = (1, 2, 3)
 
@@ -34,7 +34,7 @@ STUDENT_LEVELS = (1, 2, 3)
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Whole words (with their leading space) and single digits; decoding gives back the very text."""
     words = vocabulary()
-    signs = list(".,?:+-*/=()$%'") + [" ", "\n", "#### "]
+    signs = [*list(".,?:+-*/=()$%'"), " ", "\n", "#### "]
     pieces = ["<pad>", "<eos>", "<unk>", *signs, *"0123456789", *(f" {d}" for d in range(10))]
     pieces += words + [f" {word}" for word in words]
     tokenizer = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from gkd_rl.config.run import Config
+from gkd_rl.config.run import Config, RewardConfig
 from gkd_rl.errors import UserError
 
 
@@ -61,8 +61,8 @@ def _layers(path: Path, overrides: Sequence[str]) -> Iterator[tuple[str, DictCon
     while current is not None:
         if current.resolve() in seen:
             raise UserError(f"{current}: its 'base:' leads back to itself; remove one of the links")
+        layer = _read(current, named_by=seen[-1:])
         seen.append(current.resolve())
-        layer = _read(current)
         base = layer.pop("base", None)
         chain.append((str(current), layer))
         current = current.parent / str(base) if base else None
@@ -70,21 +70,31 @@ def _layers(path: Path, overrides: Sequence[str]) -> Iterator[tuple[str, DictCon
     yield from _override_layers(overrides)
 
 
-def _read(path: Path) -> DictConfig:
+def _read(path: Path, named_by: Sequence[Path]) -> DictConfig:
+    """The mapping in ``path``; ``named_by`` is the file whose ``base:`` named it, if there is one."""
+    if path.is_dir():
+        raise UserError(f"configuration file {path} is a folder; name a YAML file in it")
     if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path(".")
-        near = difflib.get_close_matches(path.name, sorted(p.name for p in folder.glob("*.yaml")), n=1, cutoff=0.5)
-        hint = f"; did you mean {folder / near[0]}?" if near else ""
-        raise UserError(f"configuration file {path} does not exist{hint}")
+        raise UserError(_no_file(path, named_by))
     try:
         layer = OmegaConf.load(path)
     except (YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not readable as YAML ({getattr(error, 'problem', None) or error})") from None
+        raise UserError(f"{path}{line}: not readable as YAML ({_yaml_problem(error)})") from None
+    except PermissionError:
+        raise UserError(f"configuration file {path} may not be read; change its permissions") from None
     if not isinstance(layer, DictConfig):
         raise UserError(f"{path}: a configuration is a mapping of keys to values, not a list or a single value")
     return layer
+
+
+def _no_file(path: Path, named_by: Sequence[Path]) -> str:
+    folder = path.parent if path.parent.is_dir() else Path(".")
+    others = sorted(p.name for p in folder.glob("*.yaml") if p.resolve() not in named_by)
+    near = difflib.get_close_matches(path.name, others, n=1, cutoff=0.5)
+    what = f"{named_by[0]}: its base {path}" if named_by else f"configuration file {path}"
+    return f"{what} does not exist" + (f"; did you mean {folder / near[0]}?" if near else "")
 
 
 def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig]]:
@@ -94,7 +104,9 @@ def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig
             raise UserError(f"override '{override}' is not of the form key=value, such as objective.alpha=0.25")
         try:
             yield f"override '{override}'", OmegaConf.from_dotlist([override])
-        except (YAMLError, OmegaConfBaseException) as error:
+        except YAMLError as error:
+            raise UserError(f"override '{override}': its value is not readable as YAML ({_yaml_problem(error)})") from None
+        except OmegaConfBaseException as error:
             raise UserError(f"override '{override}': {_first_line(error)}") from None
 
 
@@ -105,16 +117,29 @@ def _merge(merged: DictConfig, layer: DictConfig, where: str) -> DictConfig:
         raise UserError(f"{where}: {_unknown_key(error)}") from None
     except OmegaConfBaseException as error:
         key = error.full_key or ""
-        raise UserError(f"{where}: {key + ': ' if key else ''}{_first_line(error)}") from None
+        raise UserError(f"{where}: {_misfit(layer) or (key + ': ' if key else '') + _first_line(error)}") from None
     except TypeError:
         raise UserError(f"{where}: a list is replaced as a whole, for example rewards=[{{path: ..., weight: 1}}]") from None
 
 
+def _misfit(layer: DictConfig) -> str | None:
+    """What is wrong with ``layer`` where it gives a whole section a single value, of which OmegaConf speaks in Python's terms."""
+    keys = list(all_keys())
+    for section in (key for key in keys if any(other.startswith(f"{key}.") for other in keys)):
+        given = OmegaConf.select(layer, section, throw_on_resolution_failure=False)
+        if given is not None and not isinstance(given, DictConfig):
+            return f"{section} is a section of keys, not the single value {given}; write {section}.KEY=VALUE"
+    return None
+
+
 def _unknown_key(error: ConfigKeyError) -> str:
     key = str(error.full_key or error.key)
-    near = difflib.get_close_matches(key, list(all_keys()), n=1, cutoff=0.0)
+    known = [*all_keys(), *(f"rewards.{item.name}" for item in dataclasses.fields(RewardConfig))]
+    if error.object_type is RewardConfig:  # entries of a list, which OmegaConf names without their place
+        known, key = [k for k in known if k.startswith("rewards.")], f"rewards.{key}"
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     tail = key.rsplit(".", 1)[-1]
-    same_tail = [known for known in all_keys() if known.rsplit(".", 1)[-1] == tail]
+    same_tail = [other for other in known if other.rsplit(".", 1)[-1] == tail]
     best = same_tail[0] if same_tail else (near[0] if near else "")
     return f"there is no key '{key}'; the nearest is '{best}'"
 
@@ -126,6 +151,10 @@ def all_keys(cls: type = Config, prefix: str = "") -> Iterator[str]:
         made: Any = item.default_factory() if item.default_factory is not dataclasses.MISSING else None
         if dataclasses.is_dataclass(made):
             yield from all_keys(type(made), f"{prefix}{item.name}.")
+
+
+def _yaml_problem(error: Exception) -> str:
+    return str(getattr(error, "problem", None) or _first_line(error))
 
 
 def _first_line(error: Exception) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+from gkd_rl.config.load import all_keys
 from gkd_rl.config.run import Config
 from gkd_rl.errors import UserError
 from gkd_rl.objective.schedule import weights_at
@@ -13,6 +15,7 @@ RESUME = ("never", "auto", "new")
 
 _AT_LEAST = {
     "max_steps": 1,
+    "log_rollouts_every": 0,
     "rollout.prompts_per_step": 1,
     "rollout.per_prompt": 1,
     "rollout.max_new_tokens": 1,
@@ -22,7 +25,9 @@ _AT_LEAST = {
     "rollout.sampling_rows": 1,
     "rollout.top_k": 0,
     "optimizer.warmup_steps": 0,
+    "optimizer.weight_decay": 0,
     "optimizer.max_grad_norm": 0,
+    "engine.threads": 0,
     "engine.micro_batch_tokens": 1,
     "evaluation.examples": 1,
     "evaluation.every": 0,
@@ -38,10 +43,9 @@ _AT_LEAST = {
 _IN_RANGE = {
     "rollout.on_policy_share": (0.0, 1.0),
     "optimizer.end_share": (0.0, 1.0),
-    "optimizer.beta1": (0.0, 1.0),
-    "optimizer.beta2": (0.0, 1.0),
 }
-_ABOVE_ZERO = ("optimizer.lr", "sft.lr", "sft.epochs", "rollout.temperature", "rollout.top_p")
+_BELOW_ONE = ("optimizer.beta1", "optimizer.beta2")
+_ABOVE_ZERO = ("optimizer.lr", "optimizer.eps", "sft.lr", "sft.epochs", "rollout.temperature", "rollout.top_p")
 
 
 def validate(config: Config) -> None:
@@ -70,14 +74,21 @@ def needs_teacher(config: Config) -> bool:
 
 
 def _complaints(config: Config) -> Iterator[str]:
+    for key in all_keys():
+        value = _get(config, key)
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{key} is {value}; it must be a finite number"
     for key, least in _AT_LEAST.items():
-        if _get(config, key) < least:
+        if _number(config, key) < least:
             yield f"{key} is {_get(config, key)}; it must be at least {least}"
     for key, (low, high) in _IN_RANGE.items():
-        if not low <= _get(config, key) <= high:
+        if not low <= _number(config, key) <= high:
             yield f"{key} is {_get(config, key)}; it must lie between {low:g} and {high:g}"
+    for key in _BELOW_ONE:
+        if not 0 <= _number(config, key) < 1:
+            yield f"{key} is {_get(config, key)}; it must be at least 0 and below 1"
     for key in _ABOVE_ZERO:
-        if _get(config, key) <= 0:
+        if _number(config, key) <= 0:
             yield f"{key} is {_get(config, key)}; it must be above 0"
     if config.rollout.top_p > 1:
         yield f"rollout.top_p is {config.rollout.top_p}; it must lie between 0 and 1"
@@ -87,9 +98,14 @@ def _complaints(config: Config) -> Iterator[str]:
         yield "rewards is empty; leave it out for the task's own reward, and set objective.alpha=1 to train without one"
 
 
-def _get(config: Config, key: str) -> float:
+def _number(config: Config, key: str) -> float:
+    value = _get(config, key)
+    assert isinstance(value, (int, float))
+    return value
+
+
+def _get(config: Config, key: str) -> object:
     value: object = config
     for part in key.split("."):
         value = getattr(value, part)
-    assert isinstance(value, (int, float))
     return value

@@ -18,6 +18,8 @@ def head_of(model: PreTrainedModel, vocabulary: int) -> Head:
     if not isinstance(projection, nn.Linear):
         raise UserError(f"{type(model).__name__} has no linear output projection and cannot be a student or teacher here")
     weight, bias = projection.weight, projection.bias
+    if (constant := getattr(model, "final_logits_bias", None)) is not None:  # BART and its kin add a buffer [1, V]
+        bias = constant[0] if bias is None else bias + constant[0]
     return Head(
         weight=weight[:vocabulary] if weight.shape[0] > vocabulary else weight,
         bias=bias[:vocabulary] if bias is not None and bias.shape[0] > vocabulary else bias,

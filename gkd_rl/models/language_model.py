@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
@@ -17,11 +18,14 @@ from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from gkd_rl.errors import UserError
 from gkd_rl.models.heads import head_of
 from gkd_rl.models.source import resolve
-from gkd_rl.models.tokenizers import load_tokenizer
+from gkd_rl.models.tokenizers import load_tokenizer, vocabulary_size
 from gkd_rl.objective.head import logits_of
 from gkd_rl.types import Head
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+HEAD_TOLERANCE = 0.03
+"""Largest gap, as a share of the largest logit, that rounding (of bfloat16) may leave between our logits and the model's own."""
 
 
 @dataclass
@@ -57,7 +61,7 @@ class LanguageModel(ABC):
     def __init__(self, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.module = module
         self.tokenizer = tokenizer
-        self.vocabulary = len(tokenizer)
+        self.vocabulary = vocabulary_size(tokenizer)
 
     @property
     def head(self) -> Head:
@@ -74,9 +78,7 @@ class LanguageModel(ABC):
         return sum(int(getattr(p, "ds_numel", p.numel())) for p in self.module.parameters())
 
     @abstractmethod
-    def completion_hidden(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
-    ) -> Tensor:
+    def completion_hidden(self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
         """[B, C, H]: the state from which each completion token is predicted."""
 
     @abstractmethod
@@ -177,12 +179,12 @@ def load_language_model(path: str, where: str, dtype: str = "float32", trust_rem
     Raises ``UserError`` where there is no such model, where its head cannot be reproduced, or where its tokenizer lacks an EOS.
     """
     source = resolve(path, where)
-    options = dict(trust_remote_code=trust_remote_code)
+    options = {"trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source, **options)
         family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         module = family.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{where}: {path} could not be loaded: {str(error).strip().splitlines()[0]}") from None
     tokenizer = load_tokenizer(source, where, trust_remote_code)
     return wrap(module, tokenizer)
@@ -190,8 +192,9 @@ def load_language_model(path: str, where: str, dtype: str = "float32", trust_rem
 
 def wrap(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
     """A ``LanguageModel`` over a loaded model, its head proved against the model's own logits."""
-    if module.get_input_embeddings().weight.shape[0] < len(tokenizer):  # pyright: ignore[reportArgumentType]
-        raise UserError(f"{module.name_or_path}: the tokenizer has {len(tokenizer)} tokens, more than the model's embeddings")
+    rows, tokens = module.get_input_embeddings().weight.shape[0], vocabulary_size(tokenizer)  # pyright: ignore[reportArgumentType]
+    if rows < tokens:
+        raise UserError(f"{module.name_or_path}: the tokenizer has {tokens} tokens, but the model embeds only {rows}")
     cls = EncoderDecoderLanguageModel if module.config.is_encoder_decoder else CausalLanguageModel
     model = cls(module.eval(), tokenizer)
     _prove_head(model)
@@ -206,7 +209,8 @@ def _prove_head(model: LanguageModel) -> None:
     ours, _ = model.begin(token, mask)
     extra = {"decoder_input_ids": model._start(1)} if isinstance(model, EncoderDecoderLanguageModel) else {}
     theirs = model.module(input_ids=token, attention_mask=mask.long(), **extra).logits[:, -1, : model.vocabulary].float()
-    if not torch.allclose(logits_of(ours, model.head).float(), theirs, rtol=1e-2, atol=1e-2):
+    gap = (logits_of(ours, model.head).float() - theirs).abs().max()
+    if gap > HEAD_TOLERANCE * theirs.abs().max():
         raise UserError(f"{type(model.module).__name__} forms its logits in a way this version cannot reproduce")
 
 

@@ -40,10 +40,15 @@ def completion_tokens(tokenizer: PreTrainedTokenizerBase, completion: str) -> li
     return [*ids, tokenizer.eos_token_id]  # pyright: ignore[reportReturnType]
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest token id (``len(tokenizer)`` is less where ids have gaps)."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def require_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
     """Raise ``UserError`` with the first token that differs, unless both map the same tokens to the same ids and end alike."""
     ours, theirs = _by_id(student), _by_id(teacher)
-    for number in range(max(len(ours), len(theirs))):
+    for number in sorted(ours.keys() | theirs.keys()):
         mine, its = ours.get(number), theirs.get(number)
         if mine != its:
             raise UserError(
@@ -59,5 +64,3 @@ def require_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrained
 
 def _by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {number: token for token, number in tokenizer.get_vocab().items()}
-
-

@@ -12,8 +12,18 @@ from torch import Tensor
 
 from gkd_rl.config.objective import ObjectiveConfig
 from gkd_rl.objective.divergence import divergence_of
-from gkd_rl.objective.kernel import Rows, Slopes, Tiles, add_at, has_dense_divergence, logit_gradient, target_of
-from gkd_rl.objective.numerics import LOG_FLOOR
+from gkd_rl.objective.kernel import (
+    Rows,
+    Slopes,
+    Tiles,
+    add_at,
+    has_dense_divergence,
+    log_probs_of,
+    logit_gradient,
+    target_logits,
+    tempered,
+)
+from gkd_rl.objective.target import teacher_temperature
 from gkd_rl.objective.telemetry import TeacherView
 from gkd_rl.objective.terms import Losses, Streams, TokenValues, losses_of
 from gkd_rl.objective.top_k import restrict
@@ -44,8 +54,7 @@ class Chunk:
 @torch.enable_grad()
 def read_chunk(tiles: Tiles, rows: Rows, token_ids: Tensor, where: slice, config: ObjectiveConfig) -> Chunk:
     """Per-token values of a chunk from its tiles [n, V] and row figures [n]."""
-    student_at = tiles.student.gather(-1, token_ids[:, None]).squeeze(-1)
-    logprob = (student_at - rows.lse).clamp_min(LOG_FLOOR).requires_grad_()
+    logprob = log_probs_of(tiles.student.gather(-1, token_ids[:, None]), rows.lse).squeeze(-1).requires_grad_()
     reference_kl = rows.reference_kl.clone().requires_grad_() if config.surrogate.reference_kl_weight else None
     values = TokenValues(logprob, rows.entropy.clone().requires_grad_(), reference_kl=reference_kl)
     if tiles.teacher is None:
@@ -68,20 +77,19 @@ def read_chunk(tiles: Tiles, rows: Rows, token_ids: Tensor, where: slice, config
 def _target_at(tiles: Tiles, rows: Rows, ids: Tensor, config: ObjectiveConfig) -> Tensor:
     """log q at tokens ids [n, K]."""
     assert tiles.teacher is not None
-    reference = None if tiles.reference is None else tiles.reference.gather(-1, ids)
-    picked = Tiles(tiles.student, tiles.teacher.gather(-1, ids), reference)
-    return target_of(picked, rows.teacher_lse, rows.reference_lse, rows.target_lse, config)
+    if config.divergence.extrapolation != 1.0:
+        logits = target_logits(tiles, config).gather(-1, ids)
+    else:
+        logits = tempered(tiles.teacher.gather(-1, ids), teacher_temperature(config.divergence))
+    return log_probs_of(logits, rows.target_lse)
 
 
 def _top_k(tiles: Tiles, rows: Rows, config: ObjectiveConfig) -> tuple[Tensor, Tensor, Tensor]:
     """The teacher's likeliest tokens [n, K], the student's log-probabilities there (a leaf) and the teacher's."""
-    assert tiles.teacher is not None
-    target = tiles.teacher
-    if config.divergence.extrapolation != 1.0:
-        target = target_of(tiles, rows.teacher_lse, rows.reference_lse, rows.target_lse, config)
-    kept = target.topk(min(config.divergence.top_k, target.shape[-1]), dim=-1).indices
-    at_kept = tiles.student.gather(-1, kept) / config.divergence.temperature - rows.tempered_lse[:, None]
-    return kept, at_kept.clamp_min(LOG_FLOOR).requires_grad_(), _target_at(tiles, rows, kept, config)
+    target = target_logits(tiles, config)
+    kept = target.topk(min(config.divergence.top_k, target.shape[-1]), dim=-1)
+    at_kept = log_probs_of(tempered(tiles.student.gather(-1, kept.indices), config.divergence.temperature), rows.tempered_lse)
+    return kept.indices, at_kept.requires_grad_(), log_probs_of(kept.values, rows.target_lse)
 
 
 def slopes_of(chunk: Chunk, *contributions: Tensor) -> tuple[Slopes, Tensor | None]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gkd_rl.config.objective import ObjectiveConfig
-from gkd_rl.objective.divergence import pointwise_of, scale_of
+from gkd_rl.objective.divergence import forward_kl, pointwise_of, reverse_kl, scale_of
 from gkd_rl.objective.numerics import LOG_FLOOR
 from gkd_rl.objective.target import teacher_temperature
 
@@ -30,16 +30,15 @@ class Tiles(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Figures of each token of a chunk, [n] each."""
+    """Figures of each token of a chunk, [n] each; those of absent models are 0."""
 
     lse: Tensor
     """log Σ exp of the student's logits"""
     tempered_lse: Tensor
     """the same at the divergence's temperature"""
-    teacher_lse: Tensor
-    reference_lse: Tensor
     target_lse: Tensor
-    """normaliser of the extrapolated target"""
+    """that of ``target_logits``"""
+    reference_lse: Tensor
     entropy: Tensor
     reference_kl: Tensor
     divergence: Tensor
@@ -65,9 +64,14 @@ def has_dense_divergence(config: ObjectiveConfig) -> bool:
     return config.divergence.estimator == "full"
 
 
-def _log_probs(logits: Tensor, temperature: float, lse: Tensor) -> Tensor:
-    scaled = logits if temperature == 1.0 else logits / temperature
-    return torch.clamp_min(scaled - lse[:, None], LOG_FLOOR)
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """logits / temperature."""
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def log_probs_of(logits: Tensor, lse: Tensor) -> Tensor:
+    """Log-probabilities [n, K] of tempered logits [n, K] given their normaliser [n], clamped like ``numerics.log_probs``."""
+    return torch.clamp_min(logits - lse[:, None], LOG_FLOOR)
 
 
 def row_sum(values: Tensor) -> Tensor:
@@ -76,65 +80,98 @@ def row_sum(values: Tensor) -> Tensor:
     return values.unflatten(-1, (blocks, -1)).sum(-1).sum(-1)
 
 
-def _lse(logits: Tensor, temperature: float) -> Tensor:
-    scaled = logits if temperature == 1.0 else logits / temperature
-    highest = scaled.amax(-1)
-    return highest + row_sum(torch.exp(scaled - highest[:, None])).log()
+class _Side(NamedTuple):
+    """A distribution that is not normalised yet."""
+
+    highest: Tensor
+    """[n, 1] largest logit"""
+    shifted: Tensor
+    """[n, V] logits less that, clamped"""
+    raised: Tensor
+    """[n, V] exponentials"""
+    total: Tensor
+    """[n] Σ of exponentials"""
+
+    def lse(self) -> Tensor:
+        return self.highest.squeeze(-1) + self.total.log()
 
 
-def same_top1(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 where a likeliest token of the teacher is one of the student's [n], without indices: maxima compile to vector code."""
-    at_teachers = torch.where(teacher == teacher.amax(-1, keepdim=True), student, -torch.inf).amax(-1)
-    return (at_teachers == student.amax(-1)).to(student.dtype)
+def _side(logits: Tensor) -> _Side:
+    highest = logits.amax(-1, keepdim=True)
+    shifted = torch.clamp_min(logits - highest, LOG_FLOOR)
+    raised = shifted.exp()
+    return _Side(highest, shifted, raised, row_sum(raised))
 
 
-def _mixed(tiles: Tiles, teacher_lse: Tensor, reference_lse: Tensor, config: ObjectiveConfig) -> Tensor:
-    """λ·log pT + (1−λ)·log pRef before normalisation (see ``target.py``)."""
-    assert tiles.teacher is not None and tiles.reference is not None
-    temperature, weight = teacher_temperature(config.divergence), config.divergence.extrapolation
-    teacher = _log_probs(tiles.teacher, temperature, teacher_lse)
-    return weight * teacher + (1 - weight) * _log_probs(tiles.reference, temperature, reference_lse)
+def _kl(one: _Side, other: _Side) -> Tensor:
+    """KL(one‖other) [n] from what is not normalised yet: one sweep over the tile serves normalisers and divergence."""
+    gap = row_sum(one.raised * (one.shifted - other.shifted)) / one.total
+    return gap - one.total.log() + other.total.log()
 
 
-def target_of(tiles: Tiles, teacher_lse: Tensor, reference_lse: Tensor, target_lse: Tensor, config: ObjectiveConfig) -> Tensor:
-    """log q [n, V] from its normalisers (see ``target.py``)."""
+def target_logits(tiles: Tiles, config: ObjectiveConfig) -> Tensor:
+    """Logits [n, V] of the distribution that the student is compared with (see ``target.py``), up to a constant of the row."""
     assert tiles.teacher is not None
-    if config.divergence.extrapolation == 1.0:
-        return _log_probs(tiles.teacher, teacher_temperature(config.divergence), teacher_lse)
-    return torch.clamp_min(_mixed(tiles, teacher_lse, reference_lse, config) - target_lse[:, None], LOG_FLOOR)
+    temperature, weight = teacher_temperature(config.divergence), config.divergence.extrapolation
+    if weight == 1.0:
+        return tempered(tiles.teacher, temperature)
+    assert tiles.reference is not None, "validate_objective asks for a reference"
+    teacher, reference = (_side(tempered(tile, temperature)).shifted for tile in (tiles.teacher, tiles.reference))
+    return weight * teacher + (1 - weight) * reference
 
 
 def row_figures(tiles: Tiles, config: ObjectiveConfig) -> Rows:
-    """All figures of each token that need the whole row of logits; those of absent models are 0."""
-    student, teacher, reference = tiles
-    temperature = config.divergence.temperature
-    lse = _lse(student, 1.0)
-    zero = torch.zeros_like(lse)
-    lp = _log_probs(student, 1.0, lse)
-    entropy = -row_sum(lp.exp() * lp)
-    reference_kl = reference_lse = target_lse = zero
-    if reference is not None:
-        reference_kl = row_sum(lp.exp() * (lp - _log_probs(reference, 1.0, _lse(reference, 1.0))))
-        reference_lse = _lse(reference, teacher_temperature(config.divergence))
-    if teacher is None:
-        return Rows(lse, lse, zero, zero, zero, entropy, reference_kl, zero, zero, zero, zero, zero)
-    teacher_lse = _lse(teacher, teacher_temperature(config.divergence))
-    if config.divergence.extrapolation != 1.0:
-        target_lse = _lse(_mixed(tiles, teacher_lse, reference_lse, config), 1.0)
-    tempered_lse = lse if temperature == 1.0 else _lse(student, temperature)
-    lp = _log_probs(student, temperature, tempered_lse)
-    lq = target_of(tiles, teacher_lse, reference_lse, target_lse, config)
-    p, q = lp.exp(), lq.exp()
-    divergence = pull = zero
-    if has_dense_divergence(config):
-        value, pulls = pointwise_of(config.divergence)(lp, lq, p, q)
-        divergence, pull = scale_of(config.divergence) * torch.clamp_min(row_sum(value), 0), row_sum(pulls)
-    gap = lp - lq
-    forward, reverse = -row_sum(q * gap), row_sum(p * gap)
-    return Rows(
-        *(lse, tempered_lse, teacher_lse, reference_lse, target_lse, entropy, reference_kl, divergence, pull, forward, reverse),
-        agreement=same_top1(student, teacher if config.divergence.extrapolation == 1.0 else lq),
+    """All figures of each token that need its whole row of logits."""
+    student = _side(tiles.student)
+    zero = torch.zeros_like(student.total)
+    rows = Rows(student.lse(), *([zero] * 10))
+    rows = rows._replace(
+        tempered_lse=rows.lse, entropy=student.total.log() - row_sum(student.raised * student.shifted) / student.total
     )
+    if tiles.reference is not None:
+        reference = _side(tiles.reference)
+        rows = rows._replace(reference_lse=reference.lse(), reference_kl=torch.clamp_min(_kl(student, reference), 0))
+    return rows if tiles.teacher is None else _with_teacher(rows, student, tiles, config)
+
+
+def _with_teacher(rows: Rows, student: _Side, tiles: Tiles, config: ObjectiveConfig) -> Rows:
+    temperature = config.divergence.temperature
+    if temperature != 1.0:
+        student = _side(tempered(tiles.student, temperature))
+    target = _side(target_logits(tiles, config))
+    at_targets_top = torch.where(target.shifted == 0, student.shifted, -torch.inf).amax(-1)
+    forward, reverse = _kl(target, student), _kl(student, target)
+    rows = rows._replace(
+        tempered_lse=student.lse(),
+        target_lse=target.lse(),
+        forward_kl=torch.clamp_min(forward, 0),
+        reverse_kl=torch.clamp_min(reverse, 0),
+        # Without indices: maxima compile to vector code, their places do not.
+        agreement=(at_targets_top == 0).to(forward.dtype),
+    )
+    if not has_dense_divergence(config):
+        return rows
+    pointwise = pointwise_of(config.divergence)
+    if pointwise is forward_kl:
+        divergence, pull = forward, -torch.ones_like(forward)
+    elif pointwise is reverse_kl:
+        divergence, pull = reverse, reverse
+    else:
+        divergence, pull = _divergence(rows, tiles, config)
+    return rows._replace(divergence=scale_of(config.divergence) * torch.clamp_min(divergence, 0), pull=pull)
+
+
+def _divergence(rows: Rows, tiles: Tiles, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+    """Σ value and Σ pull [n] in a second sweep, for divergences that need normalised probabilities."""
+    value, pull = pointwise_of(config.divergence)(*_normalised(rows, tiles, config))
+    return row_sum(value), row_sum(pull)
+
+
+def _normalised(rows: Rows, tiles: Tiles, config: ObjectiveConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """log p, log q, p, q [n, V] at the divergence's temperatures."""
+    lp = log_probs_of(tempered(tiles.student, config.divergence.temperature), rows.tempered_lse)
+    lq = log_probs_of(target_logits(tiles, config), rows.target_lse)
+    return lp, lq, lp.exp(), lq.exp()
 
 
 def logit_gradient(tiles: Tiles, rows: Rows, slopes: Slopes, config: ObjectiveConfig, soft_cap: float | None) -> Tensor:
@@ -143,29 +180,29 @@ def logit_gradient(tiles: Tiles, rows: Rows, slopes: Slopes, config: ObjectiveCo
     With p = softmax(z): ∂log p_y/∂z = e_y − p; ∂H/∂z = −p(log p + H); ∂KL(p‖r)/∂z = p(log p − log r − KL); ∂D/∂z = (pull − pT·Σ pull)/T.
     For a top-k divergence ``slopes.divergence`` holds the sum of its slopes in the kept log-probabilities.
     """
-    student, teacher, reference = tiles
-    lp = _log_probs(student, 1.0, rows.lse)
-    p = lp.exp()
+    lp = log_probs_of(tiles.student, rows.lse)
     factor = -slopes.logprob[:, None]
     if config.surrogate.entropy_weight:
         factor = factor - slopes.entropy[:, None] * (lp + rows.entropy[:, None])
     if config.surrogate.reference_kl_weight:
-        assert reference is not None
-        log_reference = _log_probs(reference, 1.0, _lse(reference, 1.0))
-        factor = factor + slopes.reference_kl[:, None] * (lp - log_reference - rows.reference_kl[:, None])
-    gradient = p * factor
-    temperature, slope = config.divergence.temperature, slopes.divergence[:, None]
-    if teacher is not None and config.divergence.estimator in ("full", "top_k"):
-        if temperature != 1.0:
-            lp = _log_probs(student, temperature, rows.tempered_lse)
-            p = lp.exp()
-        if has_dense_divergence(config):
-            lq = target_of(tiles, rows.teacher_lse, rows.reference_lse, rows.target_lse, config)
-            _, pull = pointwise_of(config.divergence)(lp, lq, p, lq.exp())
-            gradient = gradient + slope * (scale_of(config.divergence) / temperature) * (pull - p * rows.pull[:, None])
-        else:
-            gradient = gradient - slope / temperature * p
-    return gradient if soft_cap is None else gradient * cap_slope(student, soft_cap)
+        assert tiles.reference is not None
+        log_ratio = lp - log_probs_of(tiles.reference, rows.reference_lse)
+        factor = factor + slopes.reference_kl[:, None] * (log_ratio - rows.reference_kl[:, None])
+    gradient = lp.exp() * factor
+    if tiles.teacher is not None:
+        gradient = gradient + _divergence_gradient(tiles, rows, slopes.divergence[:, None], config)
+    return gradient if soft_cap is None else gradient * cap_slope(tiles.student, soft_cap)
+
+
+def _divergence_gradient(tiles: Tiles, rows: Rows, slope: Tensor, config: ObjectiveConfig) -> Tensor | float:
+    temperature = config.divergence.temperature
+    if has_dense_divergence(config):
+        lp, lq, p, q = _normalised(rows, tiles, config)
+        _, pull = pointwise_of(config.divergence)(lp, lq, p, q)
+        return slope * (scale_of(config.divergence) / temperature) * (pull - p * rows.pull[:, None])
+    if config.divergence.estimator == "top_k":
+        return -slope / temperature * log_probs_of(tempered(tiles.student, temperature), rows.tempered_lse).exp()
+    return 0.0
 
 
 def cap_slope(logits: Tensor, soft_cap: float) -> Tensor:

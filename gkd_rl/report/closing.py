@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gkd_rl.console import PhaseTimes, Terminal
+from gkd_rl.console import Terminal
 
 
-def close_run(folder: Path, summary: Mapping[str, Any], times: PhaseTimes, terminal: Terminal) -> None:
+def close_run(folder: Path, summary: Mapping[str, Any]) -> None:
     """Print the tables of ``summary`` and of the phases' times, draw ``curves.png``, and name the next commands."""
+    terminal = Terminal()
     picture = draw_curves(folder, summary)
     columns = [("student before", summary["before"]), ("teacher", summary.get("teacher")), ("student after", summary["after"])]
     shown = [(name, values) for name, values in columns if values]
@@ -20,10 +21,10 @@ def close_run(folder: Path, summary: Mapping[str, Any], times: PhaseTimes, termi
         ["", *(name for name, _ in shown)],
         [[label, *(_cell(kind, values, summary) for _, values in shown)] for label, kind in _ROWS],
     )
-    terminal.table("where the time went", ["phase", "seconds", "share"], times.rows())
+    terminal.table("where the time went", ["phase", "seconds", "share"], _phases(summary["phase_seconds"]))
     terminal.say(f"picture    {picture}")
     terminal.say(f"model      {folder / 'model'}   (AutoModelForCausalLM.from_pretrained or its encoder-decoder twin)")
-    terminal.say("next       gkd-rl evaluate " f"{folder / 'config.yaml'} model={folder / 'model'} evaluation.samples=8")
+    terminal.say(f"next       gkd-rl evaluate {folder / 'config.yaml'} model={folder / 'model'} evaluation.samples=8")
     terminal.say("           gkd-rl ablate configs/ablate_alpha.yaml          reward against distillation, α from 0 to 1")
     terminal.say("           gkd-rl grade FILE.jsonl --reference-field answer --completion-field completion")
 
@@ -38,6 +39,12 @@ _ROWS = (
     ("parameters", "parameters"),
     ("tokens/s sampled", "tokens_per_second"),
 )
+
+
+def _phases(seconds: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """Name, seconds and share of each phase, largest first."""
+    total = sum(seconds.values()) or 1.0
+    return [(name, f"{spent:.1f}", f"{spent / total:.0%}") for name, spent in sorted(seconds.items(), key=lambda item: -item[1])]
 
 
 def _cell(kind: str, values: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
@@ -76,7 +83,9 @@ def draw_curves(folder: Path, summary: Mapping[str, Any]) -> Path:
     _panel(axes[1], rows, {"divergence": "divergence", "reverse_kl": "KL(student‖teacher)"}, "divergence to the teacher, per token")
     _panel(axes[2], rows, {"entropy": "entropy per token (nats)"}, "entropy and length")
     length = axes[2].twinx()
-    length.plot([r["step"] for r in rows], [r.get("length") for r in rows], color="tab:orange", alpha=0.6, label="tokens per answer")
+    length.plot(
+        [r["step"] for r in rows], [r.get("length") for r in rows], color="tab:orange", alpha=0.6, label="tokens per answer"
+    )
     for axis in (*axes, length):
         handles, _ = axis.get_legend_handles_labels()
         if handles:

@@ -49,9 +49,7 @@ class LocalTeacher:
         hidden: torch.Tensor | None = None
         for rows in self._cuts(order, (prompt + completion)[order]):
             part = take(rollouts, rows)
-            states = self.model.completion_hidden(
-                part.prompt_ids, part.prompt_mask, part.completion_ids, part.completion_mask
-            )
+            states = self.model.completion_hidden(part.prompt_ids, part.prompt_mask, part.completion_ids, part.completion_mask)
             if hidden is None:
                 hidden = states.new_zeros(*rollouts.completion_ids.shape, states.shape[-1])
             hidden[rows, : states.shape[1]] = states * part.completion_mask[..., None]

@@ -50,20 +50,16 @@ def test_the_report_counts_verdicts_and_leaves_bad_references_out_of_accuracy(tm
 
 def test_each_row_is_written_with_its_verdict(tmp_path: Path):
     out = tmp_path / "graded.jsonl"
-    source = _jsonl(tmp_path / "rows.jsonl", ROWS)
     rows = [*ROWS[:5], {**ROWS[5], "reference": "1000.5", "completion": "2*500.25=1000.5, 1+1=3, so the answer is 1000.50"}]
-    report = _grade(_jsonl(source, rows), out=out, verifier=ArithmeticVerifier(check_steps=True))
+    report = _grade(_jsonl(tmp_path / "rows.jsonl", rows), out=out, verifier=ArithmeticVerifier(check_steps=True))
     assert (report.steps, report.right_steps) == (2, 1)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["verdict"] for row in rows] == ["correct", "wrong", "no_answer", "bad_reference", "no_answer", "correct"]
     assert [row["read"] for row in rows] == ["72", "-72", "", "72", "", "1000.50"]
     assert [row["value"] for row in rows] == ["72", "-72", None, "72", None, "1000.5"]
     assert [row["first_wrong_step"] for row in rows] == [None] * 5 + ["1+1=3"]
-    assert rows[1] == {**ROWS[1], **{"verdict": "wrong", "read": "-72", "form": "hash", "value": "-72"}} | {
-        "steps": 0,
-        "right_steps": 0,
-        "first_wrong_step": None,
-    }
+    steps = {"steps": 0, "right_steps": 0, "first_wrong_step": None}
+    assert rows[1] == ROWS[1] | {"verdict": "wrong", "read": "-72", "form": "hash", "value": "-72"} | steps
     assert sorted(path.name for path in tmp_path.iterdir()) == ["graded.jsonl", "rows.jsonl"]
 
 
