@@ -9,14 +9,15 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gkd_rl.config.load import with_overrides
+from gkd_rl.config.load import differences, load_config, with_overrides
 from gkd_rl.config.run import Config
 from gkd_rl.config.validate import validate
 from gkd_rl.console import Terminal
@@ -48,6 +49,7 @@ class Point:
 def ablate(config: Config, config_path: str, overrides: Sequence[str]) -> list[dict[str, Any]]:
     """Run the grid of ``config.ablation``; writes ``results.csv`` and ``frontier.png`` into ``run_dir`` and returns the rows."""
     points = list(_points(config))
+    _require_own_folders(points)
     for point in points:  # every point is checked before the first one runs
         validate(with_overrides(config, point.overrides))
     terminal = Terminal()
@@ -56,12 +58,12 @@ def ablate(config: Config, config_path: str, overrides: Sequence[str]) -> list[d
     failed: list[Point] = []
     with terminal.bar("runs", len(points)) as bar:
         for point in points:
-            if not (point.folder / "summary.json").is_file() and not _run(point, config_path, overrides):
+            if not _finished(config, point) and not _run(point, config_path, overrides):
                 failed.append(point)
             bar.advance(1)
-    rows = [row for point in points if (row := _row(point)) is not None]
+    rows = [row for point in points if point not in failed and (row := _row(point)) is not None]
     if not rows:
-        raise UserError(f"every run failed; the first one's output is in {points[0].folder / 'output.log'}")
+        raise UserError(f"every run failed; the first one ended with '{_last_words(points[0])}' (see {points[0].folder / 'output.log'})")
     _write_csv(sweep.path / "results.csv", rows)
     _show(terminal, points, rows, failed)
     picture = draw_frontier(sweep.path / "frontier.png", rows, list(config.ablation.grid))
@@ -78,9 +80,31 @@ def _points(config: Config) -> Iterator[Point]:
     lists = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
     for values in itertools.product(*lists.values()):
         settings = dict(zip(lists, values, strict=True))
-        name = "_".join(f"{key.rsplit('.', 1)[-1]}-{value}" for key, value in settings.items())
+        name = _folder_name(settings)
         for seed in seeds:
             yield Point(settings, seed, Path(config.run_dir) / f"{name}_seed-{seed}")
+
+
+def _require_own_folders(points: Sequence[Point]) -> None:
+    seen: set[Path] = set()
+    for point in points:
+        if point.folder in seen:
+            raise UserError(f"ablation.grid and ablation.seeds name a run twice, which both would write to {point.folder}; remove one")
+        seen.add(point.folder)
+
+
+def _folder_name(settings: Mapping[str, Any]) -> str:
+    """Names and values, with what a file name should not have replaced: ``alpha-0.25_path-runs.sft.model``."""
+    words = (f"{key.rsplit('.', 1)[-1]}-{value}" for key, value in settings.items())
+    return "_".join(re.sub(r"[^\w.+=-]+", ".", word) for word in words)
+
+
+def _finished(config: Config, point: Point) -> bool:
+    """Whether the point's run is there already, made with the very settings it would be made with now."""
+    if not (point.folder / "summary.json").is_file():
+        return False
+    before = load_config(point.folder / "config.yaml")
+    return all(key.startswith("ablation.") for key in differences(before, with_overrides(config, point.overrides)))
 
 
 def _run(point: Point, config_path: str, overrides: Sequence[str]) -> bool:
@@ -89,6 +113,11 @@ def _run(point: Point, config_path: str, overrides: Sequence[str]) -> bool:
     command = [sys.executable, "-m", "gkd_rl", "train", config_path, *overrides, *point.overrides]
     with (point.folder / "output.log").open("w") as log:
         return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode == 0
+
+
+def _last_words(point: Point) -> str:
+    lines = (point.folder / "output.log").read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
 def _row(point: Point) -> dict[str, Any] | None:
@@ -121,7 +150,7 @@ def _show(terminal: Terminal, points: Sequence[Point], rows: Sequence[dict[str, 
     table = [[label, str(len(found)), *(_interval(found, name) for name in FIGURES)] for label, found in by_label.items()]
     terminal.table("mean over seeds, 95% interval", ["", "seeds", *FIGURES], table)
     for point in failed:
-        terminal.say(f"failed     {point.label} seed={point.seed}: see {point.folder / 'output.log'}")
+        terminal.say(f"failed     {point.label} seed={point.seed}: {_last_words(point)} (see {point.folder / 'output.log'})")
 
 
 def _interval(rows: Sequence[dict[str, Any]], name: str) -> str:

@@ -13,7 +13,7 @@ from gkd_rl.models.language_model import LanguageModel, load_language_model
 from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import load_tokenizer, prompt_tokens, require_same_tokenizer
 from gkd_rl.rollout.sampler import InProcessSampler
-from gkd_rl.scoring import make_rewards
+from gkd_rl.scoring import make_rewards, score_texts
 from gkd_rl.tasks.base import Task, make_task
 from gkd_rl.teacher.local import LocalTeacher
 from gkd_rl.types import Example
@@ -43,6 +43,7 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     task = make_task(config)
     rewards = make_rewards(config.rewards if config.rewards is not None else task.default_rewards())
     held_out = task.held_out(config.evaluation.examples)
+    try_rewards(rewards, held_out)
     tokenizer = load_tokenizer(source, where, config.student.trust_remote_code)
     check_prompts(config, tokenizer, held_out, "held-out")
     if task.train_size is not None and config.task.long_prompts == "error":
@@ -70,6 +71,12 @@ def build_engine(config: Config, processes: Processes, model: LanguageModel) -> 
     assert head is not None
     model.module.eval()  # dropout would make the policy that is trained another one than the policy that samples
     return Engine(model.module, head, processes, config.engine, config.optimizer)
+
+
+def try_rewards(rewards: WeightedSum, examples: list[Example]) -> None:
+    """Judge two examples' own completions, so that a reward that cannot work says so before a model is loaded."""
+    few = examples[:2]
+    score_texts(rewards, [e.prompt for e in few], [e.completion or "" for e in few], [e.columns for e in few])
 
 
 def check_prompts(config: Config, tokenizer, examples: list[Example], kind: str) -> None:

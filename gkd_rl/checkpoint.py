@@ -14,10 +14,20 @@ from typing import Any
 
 import torch
 
+from gkd_rl.config.load import differences, load_config, value_at
+from gkd_rl.config.run import Config
 from gkd_rl.engine import Engine, Processes
+from gkd_rl.errors import UserError
 from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.run_folder import RunFolder, remove_tree, write_atomically
 from gkd_rl.types import Head
+
+
+CHANGEABLE = (
+    *("run_dir", "max_steps", "resume", "data_dir", "model", "log_rollouts_every", "engine.micro_batch_tokens", "engine.threads"),
+    *("evaluation.every", "evaluation.during_examples", "evaluation.samples"),
+)
+"""Settings that may differ where a run is continued."""
 
 
 class Checkpoints:
@@ -65,6 +75,25 @@ class Checkpoints:
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
+
+
+def require_same_run(config: Config, ranks: int) -> None:
+    """Raise ``UserError`` unless ``config`` continues the run in its folder: same settings, same ranks, not fewer steps than done."""
+    folder = Path(config.run_dir)
+    if config.resume != "auto" or not (folder / "config.yaml").is_file():
+        return
+    began = load_config(folder / "config.yaml")
+    for key in differences(config, began):
+        if key not in CHANGEABLE and not key.startswith(("checkpoint.", "ablation.", "sft.")):
+            raise UserError(
+                f"run_dir {folder} holds a run with {key}={value_at(began, key)}, not {value_at(config, key)}; "
+                "resume=new sets it aside first, or choose another run_dir"
+            )
+    _, state = Checkpoints(folder, config.checkpoint.keep).newest() or (None, {"step": 0, "ranks": ranks})
+    if state["step"] > config.max_steps:
+        raise UserError(f"run_dir {folder} holds a run of {state['step']} steps, more than max_steps={config.max_steps}; raise max_steps")
+    if state["ranks"] != ranks and state["step"] < config.max_steps:
+        raise UserError(f"run_dir {folder} holds a run of {state['ranks']} processes, not {ranks}; start as many to continue it")
 
 
 def state_on_main(checkpoints: Checkpoints, processes: Processes) -> tuple[Path, dict[str, Any]] | None:

@@ -7,9 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from gkd_rl.errors import UserError
-from reward_models.errors import InputError
+from reward_models.errors import InputError, RewardError
 
 _EPILOG = """
 examples:
@@ -118,7 +119,7 @@ def _configured(commands, name: str, run: Callable[[argparse.Namespace], int], t
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", help="YAML file")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings laid over the file")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="settings laid over the file")
     parser.set_defaults(run=run)
     return parser
 

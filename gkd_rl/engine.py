@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,9 +69,10 @@ class Processes:
         return list(items[start:end])
 
     def sum(self, values: Mapping[str, float | Tensor]) -> dict[str, float]:
-        """Sums over all ranks, in float64."""
-        tensor = torch.tensor([float(v) for v in values.values()], dtype=torch.float64)
-        return dict(zip(values, self._reduce(tensor, dist.ReduceOp.SUM), strict=True))
+        """Sums over all ranks by name, in float64; a name that a rank does not have (it had no rows) counts as 0 there."""
+        names = list(dict.fromkeys(name for part in self.gather(list(values)) for name in part))
+        tensor = torch.tensor([float(values.get(name, 0.0)) for name in names], dtype=torch.float64)
+        return dict(zip(names, self._reduce(tensor, dist.ReduceOp.SUM), strict=True))
 
     def largest(self, value: float) -> float:
         """The largest value of any rank."""
@@ -177,11 +179,15 @@ class Engine:
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Within it every rank holds the whole model (ZeRO-3 gathers once instead of layer by layer and token by token)."""
+        """Within it every rank holds the whole model, and may use it as often as it likes, without the other ranks.
+
+        ZeRO-3 gathers once instead of layer by layer and token by token.
+        """
         if self.config.zero_stage < 3:
             yield
             return
-        with _import_deepspeed().zero.GatheredParameters(list(self.deepspeed.module.parameters())):
+        module = self.deepspeed.module
+        with _import_deepspeed().zero.GatheredParameters(list(module.parameters())), _without_hooks(module):
             yield
 
     def save(self, folder: Path) -> None:
@@ -193,6 +199,19 @@ class Engine:
         path, _ = self.deepspeed.load_checkpoint(str(folder), tag="state", load_lr_scheduler_states=False)
         if path is None:
             raise UserError(f"the checkpoint {folder} cannot be read; remove it to continue from an earlier one")
+
+
+@contextmanager
+def _without_hooks(module: nn.Module) -> Iterator[None]:
+    """DeepSpeed's hooks would shard each layer again after its forward, and gather it with ranks that have no such forward."""
+    kept = [(part, part._forward_pre_hooks, part._forward_hooks) for part in module.modules()]
+    for part, _, _ in kept:
+        part._forward_pre_hooks, part._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for part, before, after in kept:
+            part._forward_pre_hooks, part._forward_hooks = before, after
 
 
 def _import_deepspeed() -> Any:

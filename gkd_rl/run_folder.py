@@ -29,28 +29,36 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: Any = None
+        self._made = False
 
-    def open(self, resume: str) -> str | None:
-        """Create or take over the folder; returns a sentence for the user if an earlier run was there.
+    def open(self, resume: str) -> None:
+        """Create the folder, or take over the one that is there, and lock it; nothing in it is changed yet.
 
         Raises ``UserError`` if it is in use, cannot be written, or holds a run and ``resume`` is ``never``.
         """
-        note = None
         try:
+            self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            if self._holds_run() and resume == "new":
-                note = self._set_aside()
-            elif self._holds_run() and resume == "never":
-                raise UserError(
-                    f"run_dir {self.path} already holds a run; resume=auto continues it, resume=new sets it aside first, "
-                    "or choose another run_dir"
-                )
         except (NotADirectoryError, FileExistsError):
             raise UserError(f"run_dir {self.path} is not a folder; choose another run_dir") from None
-        except PermissionError:
-            raise UserError(f"run_dir {self.path} cannot be written to; choose another run_dir") from None
-        return note
+        except OSError as error:
+            raise UserError(f"run_dir {self.path} cannot be written to ({error.strerror}); choose another run_dir") from None
+        if self._holds_run() and resume == "never":
+            raise UserError(
+                f"run_dir {self.path} already holds a run; resume=auto continues it, resume=new sets it aside first, "
+                "or choose another run_dir"
+            )
+
+    def begin(self, resume: str) -> str | None:
+        """Make room for the run, now that nothing keeps it from starting; returns a sentence if an earlier one was set aside."""
+        return self._set_aside() if self._holds_run() and resume == "new" else None
+
+    def abandon(self) -> None:
+        """Let go of the folder of a run that cannot start, and leave none behind that was not there."""
+        if self._made:
+            remove_tree(self.path)
+        self._lock.close()
 
     def _holds_run(self) -> bool:
         return (self.path / "config.yaml").exists()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from gkd_rl.build import Parts, build_engine, build_parts
-from gkd_rl.checkpoint import Checkpoints, state_on_main
+from gkd_rl.checkpoint import Checkpoints, require_same_run, state_on_main
 from gkd_rl.config.load import config_to_yaml
 from gkd_rl.config.run import Config, OptimizerConfig
 from gkd_rl.config.validate import needs_teacher, validate
@@ -64,16 +64,17 @@ def train(config: Config) -> dict[str, Any]:
     validate(config)
     processes = Processes(config.engine.threads)
     terminal = Terminal(processes.is_main)
-    folder, note = _open_folder(config, processes)
-    if note:
-        terminal.say(note)
+    folder = _open_folder(config, processes)
+    require_same_run(config, processes.count)
     if (done := _finished(config)) is not None:
         terminal.say(f"run_dir {config.run_dir} holds this run, finished after {done['steps']} steps; a larger max_steps continues it")
         processes.close()
         return done
-    parts = build_parts(config, processes)
+    parts = _parts(config, processes, folder)
     run = _assemble(config, processes, parts, folder, terminal)
     if folder is not None:
+        if note := folder.begin(config.resume):
+            terminal.say(note)
         folder.write("config.yaml", config_to_yaml(config))
         folder.write("environment.json", json.dumps(environment(), indent=2))
     first, summary = _start_or_resume(run)
@@ -165,7 +166,7 @@ def _rollouts(run: Run, examples: list[Example]) -> Rollouts:
     sampled = [e for e in examples if _coin(config.seed, e.key) < rollout.on_policy_share]
     others = [e for e in examples if _coin(config.seed, e.key) >= rollout.on_policy_share]
     parts: list[Rollouts] = []
-    if sampled:
+    if sampled or not others:  # a rank may have no examples at all
         params = SamplingParams(rollout.max_new_tokens, rollout.temperature, rollout.top_k, rollout.top_p)
         parts.append(run.parts.sampler.sample(sampled, rollout.per_prompt, params, config.seed))
     if others:
@@ -188,19 +189,29 @@ def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
     return config.lr * (config.end_share + (1 - config.end_share) * fall)
 
 
-def _open_folder(config: Config, processes: Processes) -> tuple[RunFolder | None, str | None]:
+def _open_folder(config: Config, processes: Processes) -> RunFolder | None:
     """The main process opens the folder; all ranks learn whether that failed, and fail together."""
-    folder, note, problem = None, None, None
+    folder, problem = None, None
     if processes.is_main:
         folder = RunFolder(Path(config.run_dir))
         try:
-            note = folder.open(config.resume)
+            folder.open(config.resume)
         except UserError as error:
             problem = str(error)
     problem = processes.gather(problem)[0]
     if problem:
         raise UserError(problem)
-    return folder, note
+    return folder
+
+
+def _parts(config: Config, processes: Processes, folder: RunFolder | None) -> Parts:
+    """The parts of the run; where they cannot be made, the folder that was opened for it is given up."""
+    try:
+        return build_parts(config, processes)
+    except BaseException:
+        if folder is not None:
+            folder.abandon()
+        raise
 
 
 def _finished(config: Config) -> dict[str, Any] | None:
@@ -209,7 +220,7 @@ def _finished(config: Config) -> dict[str, Any] | None:
     if config.resume != "auto" or not path.is_file():
         return None
     summary = json.loads(path.read_text())
-    return summary if summary["steps"] >= config.max_steps else None
+    return summary if summary["steps"] == config.max_steps else None
 
 
 def _assemble(config: Config, processes: Processes, parts: Parts, folder: RunFolder | None, terminal: Terminal) -> Run:

@@ -61,9 +61,7 @@ def _total(weights: Sequence[float], row: Sequence[float | None]) -> float | Non
     return math.fsum(applied) if applied else None
 
 
-def _values(
-    name: str, reward: Reward, prompts: Sequence[Any], completions: Sequence[Any], columns: dict[str, Any]
-) -> list[float | None]:
+def _values(name: str, reward: Reward, prompts: Sequence[Any], completions: Sequence[Any], columns: dict[str, Any]) -> list[float | None]:
     try:
         values = list(reward(prompts=prompts, completions=completions, **columns))
     except InputError as error:

@@ -5,7 +5,6 @@ Weights are drawn large enough for distributions to be far from uniform, so that
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +89,13 @@ def embedded_tokenizer() -> PreTrainedTokenizerBase:
 
 def letters(size: int, eos: str = "<eos>", names: str = "abcdefghijklmnopqrstuvwxyz") -> PreTrainedTokenizerBase:
     """A tokenizer of ``size`` tokens: padding 0, end 1, and letters, apart by spaces. Answers end often where there are few."""
-    words = ["<pad>", eos, *names[: size - 2]]
-    inner = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
-    inner.pre_tokenizer = WhitespaceSplit()
+    return word_tokenizer({word: i for i, word in enumerate(["<pad>", eos, *names[: size - 2]])}, eos)
+
+
+def word_tokenizer(vocabulary: dict[str, int], eos: str = "<eos>") -> PreTrainedTokenizerBase:
+    """A tokenizer of whole words, apart by spaces."""
+    inner = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
+    inner.pre_tokenizer = WhitespaceSplit()  # pyright: ignore
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token=eos)
 
 
@@ -116,8 +119,3 @@ def padded_rows(
         ids[i, : len(completion)] = torch.tensor(completion)
         mask[i, : len(completion)] = True
     return prompt_ids, prompt_mask, ids, mask
-
-
-def words(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """Text of ``ids`` in the letters' form."""
-    return re.sub(r"\s+", " ", tokenizer.decode(ids)).strip()

@@ -1,6 +1,7 @@
 """From a YAML file and dotted overrides to a ``Config`` of plain objects, with errors that name the fix.
 
-``base: other.yaml`` (relative to the file) is read first and the file laid over it; ``key=value`` overrides come last.
+``base: other.yaml`` (relative to the file) is read first and the file laid over it; ``key=value`` overrides come last. Sections are
+merged key by key; lists and mappings of free form (``task.options``, ``ablation.grid``) are replaced as a whole.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from yaml import YAMLError
 
 from gkd_rl.config.run import Config, RewardConfig
 from gkd_rl.errors import UserError
+
+
+_FREE_FORM = ("task.options", "ablation.grid")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -70,6 +74,15 @@ def _layers(path: Path, overrides: Sequence[str]) -> Iterator[tuple[str, DictCon
     yield from _override_layers(overrides)
 
 
+def _emptied(merged: DictConfig, layer: DictConfig, where: str) -> DictConfig:
+    """``merged`` without the free-form mappings that ``layer`` gives anew (and not, as ``task.options.key=value`` does, in part)."""
+    merged = merged.copy()
+    for key in _FREE_FORM:
+        if isinstance(OmegaConf.select(layer, key, throw_on_resolution_failure=False), DictConfig) and f"'{key}." not in where:
+            OmegaConf.update(merged, key, {}, merge=False)
+    return merged
+
+
 def _read(path: Path, named_by: Sequence[Path]) -> DictConfig:
     """The mapping in ``path``; ``named_by`` is the file whose ``base:`` named it, if there is one."""
     if path.is_dir():
@@ -112,7 +125,7 @@ def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig
 
 def _merge(merged: DictConfig, layer: DictConfig, where: str) -> DictConfig:
     try:
-        return OmegaConf.merge(merged, layer)  # pyright: ignore[reportReturnType]
+        return OmegaConf.merge(_emptied(merged, layer, where), layer)  # pyright: ignore[reportReturnType]
     except ConfigKeyError as error:
         raise UserError(f"{where}: {_unknown_key(error)}") from None
     except OmegaConfBaseException as error:
@@ -151,6 +164,20 @@ def all_keys(cls: type = Config, prefix: str = "") -> Iterator[str]:
         made: Any = item.default_factory() if item.default_factory is not dataclasses.MISSING else None
         if dataclasses.is_dataclass(made):
             yield from all_keys(type(made), f"{prefix}{item.name}.")
+
+
+def value_at(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def differences(one: Config, other: Config) -> list[str]:
+    """Dotted keys on which two configurations differ."""
+    leaves = (key for key in all_keys() if not dataclasses.is_dataclass(value_at(one, key)))
+    return [key for key in leaves if value_at(one, key) != value_at(other, key)]
 
 
 def _yaml_problem(error: Exception) -> str:

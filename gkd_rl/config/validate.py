@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gkd_rl.config.load import all_keys
+from gkd_rl.config.load import all_keys, value_at
 from gkd_rl.config.run import Config
 from gkd_rl.errors import UserError
 from gkd_rl.objective.schedule import weights_at
@@ -75,21 +75,21 @@ def needs_teacher(config: Config) -> bool:
 
 def _complaints(config: Config) -> Iterator[str]:
     for key in all_keys():
-        value = _get(config, key)
+        value = value_at(config, key)
         if isinstance(value, float) and not math.isfinite(value):
             yield f"{key} is {value}; it must be a finite number"
     for key, least in _AT_LEAST.items():
         if _number(config, key) < least:
-            yield f"{key} is {_get(config, key)}; it must be at least {least}"
+            yield f"{key} is {value_at(config, key)}; it must be at least {least}"
     for key, (low, high) in _IN_RANGE.items():
         if not low <= _number(config, key) <= high:
-            yield f"{key} is {_get(config, key)}; it must lie between {low:g} and {high:g}"
+            yield f"{key} is {value_at(config, key)}; it must lie between {low:g} and {high:g}"
     for key in _BELOW_ONE:
         if not 0 <= _number(config, key) < 1:
-            yield f"{key} is {_get(config, key)}; it must be at least 0 and below 1"
+            yield f"{key} is {value_at(config, key)}; it must be at least 0 and below 1"
     for key in _ABOVE_ZERO:
         if _number(config, key) <= 0:
-            yield f"{key} is {_get(config, key)}; it must be above 0"
+            yield f"{key} is {value_at(config, key)}; it must be above 0"
     if config.rollout.top_p > 1:
         yield f"rollout.top_p is {config.rollout.top_p}; it must lie between 0 and 1"
     if config.resume not in RESUME:
@@ -99,13 +99,7 @@ def _complaints(config: Config) -> Iterator[str]:
 
 
 def _number(config: Config, key: str) -> float:
-    value = _get(config, key)
+    value = value_at(config, key)
     assert isinstance(value, (int, float))
     return value
 
-
-def _get(config: Config, key: str) -> object:
-    value: object = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value

@@ -91,7 +91,7 @@ class Evaluator:
         sampled = sampler.sample(mine, max(1, samples), SamplingParams(self.max_new_tokens), SAMPLING_SEED)
         seconds = time.perf_counter() - started
         right = self._right(greedy)
-        right_samples = self._right(sampled).view(len(mine), -1).sum(1).tolist()
+        right_samples = self._right(sampled).view(len(mine), max(1, samples)).sum(1).tolist()
         rewards, _ = score_rollouts(self.rewards, sampled)
         ended = sampled.completion_mask.sum(1) < self.max_new_tokens
         totals = self.processes.sum(

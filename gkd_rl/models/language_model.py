@@ -6,8 +6,9 @@ Shapes: B sequences, P prompt positions (left-padded), C completion positions (r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -183,11 +184,23 @@ def load_language_model(path: str, where: str, dtype: str = "float32", trust_rem
     try:
         config = AutoConfig.from_pretrained(source, **options)
         family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        module = family.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True, **options)
+        loading = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        module, loaded = family.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True, **loading, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{where}: {path} could not be loaded: {str(error).strip().splitlines()[0]}") from None
+    _require_all_weights(loaded, path, where)
     tokenizer = load_tokenizer(source, where, trust_remote_code)
     return wrap(module, tokenizer)
+
+
+def _require_all_weights(loaded: Mapping[str, Any], path: str, where: str) -> None:
+    """Transformers draws weights that a checkpoint lacks, or has in another shape, at random."""
+    misfits = [*loaded["missing_keys"], *(name for name, *_ in loaded["mismatched_keys"])]
+    if misfits:
+        raise UserError(
+            f"{where}: the weights of {path} do not fit its config.json: {len(misfits)} are missing or of another shape, the first of "
+            f"them {min(misfits)}; give the checkpoint of a language model"
+        )
 
 
 def wrap(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
@@ -216,7 +229,7 @@ def _prove_head(model: LanguageModel) -> None:
 
 def encode_prompts(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Left-pad token lists into ids [B, P] and mask [B, P] on the model's device."""
-    width = max(len(p) for p in prompts)
+    width = max((len(p) for p in prompts), default=1)
     ids = torch.full((len(prompts), width), int(model.tokenizer.pad_token_id))  # pyright: ignore[reportArgumentType]
     mask = torch.zeros(len(prompts), width, dtype=torch.bool)
     for row, prompt in enumerate(prompts):

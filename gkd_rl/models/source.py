@@ -24,13 +24,20 @@ def resolve(path: str, where: str) -> str:
         if not (folder / "config.json").is_file():
             raise UserError(f"{where}: {path} holds no config.json, so it is not a model in Hugging Face form")
         return str(folder)
-    if path.count("/") > 1 or path.startswith((".", "/", "~")) or os.environ.get("HF_HUB_OFFLINE") == "1":
-        raise UserError(f"{where}: model folder {path} does not exist; give a folder, a hub name or '{SCHEME}NAME'")
+    beside = folder.parent != Path(".") and folder.parent.is_dir()
+    if beside or path.count("/") > 1 or path.startswith((".", "/", "~")) or os.environ.get("HF_HUB_OFFLINE") == "1":
+        near = difflib.get_close_matches(folder.name, _models_in(folder.parent), n=1, cutoff=0.5)
+        hint = f"did you mean {folder.parent / near[0]}?" if near else f"give a folder, a hub name or '{SCHEME}NAME'"
+        raise UserError(f"{where}: model folder {path} does not exist; {hint}")
     return path
 
 
+def _models_in(folder: Path) -> list[str]:
+    return sorted(p.parent.name for p in folder.glob("*/config.json"))
+
+
 def _embedded(name: str, where: str) -> Path:
-    known = sorted(p.name for p in ASSETS.iterdir() if (p / "config.json").is_file()) if ASSETS.is_dir() else []
+    known = _models_in(ASSETS)
     if name in known:
         return ASSETS / name
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -10,12 +11,19 @@ from gkd_rl.errors import UserError
 from gkd_rl.types import Message
 
 
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken*")
+
+
 def load_tokenizer(source: str, where: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer beside the model at ``source``; padding falls back to EOS, an EOS must exist."""
+    folder = Path(source)
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        raise UserError(f"{where}: {source} holds no tokenizer; save the model's tokenizer into the same folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{where}: no tokenizer could be loaded from {source}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # a damaged file makes the libraries raise KeyError, TypeError and bare Exception
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{where}: no tokenizer could be loaded from {source}: {type(error).__name__}: {reason}") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{where}: the tokenizer of {source} names no EOS token, so no answer could ever end; set eos_token")
     if tokenizer.pad_token_id is None:

@@ -54,7 +54,7 @@ class Chunk:
 @torch.enable_grad()
 def read_chunk(tiles: Tiles, rows: Rows, token_ids: Tensor, where: slice, config: ObjectiveConfig) -> Chunk:
     """Per-token values of a chunk from its tiles [n, V] and row figures [n]."""
-    logprob = log_probs_of(tiles.student.gather(-1, token_ids[:, None]), rows.lse).squeeze(-1).requires_grad_()
+    logprob = log_probs_of(tiles.student.gather(-1, token_ids[:, None]), rows.lse[:, None]).squeeze(-1).requires_grad_()
     reference_kl = rows.reference_kl.clone().requires_grad_() if config.surrogate.reference_kl_weight else None
     values = TokenValues(logprob, rows.entropy.clone().requires_grad_(), reference_kl=reference_kl)
     if tiles.teacher is None:
@@ -81,15 +81,15 @@ def _target_at(tiles: Tiles, rows: Rows, ids: Tensor, config: ObjectiveConfig) -
         logits = target_logits(tiles, config).gather(-1, ids)
     else:
         logits = tempered(tiles.teacher.gather(-1, ids), teacher_temperature(config.divergence))
-    return log_probs_of(logits, rows.target_lse)
+    return log_probs_of(logits, rows.target_lse[:, None])
 
 
 def _top_k(tiles: Tiles, rows: Rows, config: ObjectiveConfig) -> tuple[Tensor, Tensor, Tensor]:
     """The teacher's likeliest tokens [n, K], the student's log-probabilities there (a leaf) and the teacher's."""
     target = target_logits(tiles, config)
     kept = target.topk(min(config.divergence.top_k, target.shape[-1]), dim=-1)
-    at_kept = log_probs_of(tempered(tiles.student.gather(-1, kept.indices), config.divergence.temperature), rows.tempered_lse)
-    return kept.indices, at_kept.requires_grad_(), log_probs_of(kept.values, rows.target_lse)
+    at_kept = log_probs_of(tempered(tiles.student.gather(-1, kept.indices), config.divergence.temperature), rows.tempered_lse[:, None])
+    return kept.indices, at_kept.requires_grad_(), log_probs_of(kept.values, rows.target_lse[:, None])
 
 
 def slopes_of(chunk: Chunk, *contributions: Tensor) -> tuple[Slopes, Tensor | None]:

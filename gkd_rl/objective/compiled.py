@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from gkd_rl.config.objective import ObjectiveConfig
-from gkd_rl.objective.kernel import Rows, Slopes, Tiles, logit_gradient, row_figures
+from gkd_rl.objective.figures import figures_of
+from gkd_rl.objective.kernel import Partials, Rows, Slopes, Tiles, first_sweep, logit_gradient, second_sweep
 
 SMALLEST_VOCABULARY = 4096
 """Below this a compiler does not earn back its start-up time."""
@@ -21,11 +24,16 @@ SMALLEST_VOCABULARY = 4096
 
 @dataclass(frozen=True)
 class Kernels:
-    """The two sweeps over a tile for one configuration."""
+    """The sweeps over a tile for one configuration."""
 
-    figures: Callable[[Tiles], Rows]
+    first_sweep: Callable[[Tiles], Partials]
+    second_sweep: Callable[[Tiles, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     gradient_: Callable[[Tiles, Rows, Slopes], Tensor]
     """Writes the gradient over the student's logits and returns it."""
+
+    def figures(self, tiles: Tiles, config: ObjectiveConfig) -> Rows:
+        """Figures [n] of each token of a chunk."""
+        return figures_of(self.first_sweep(tiles), tiles.student.shape[-1], partial(self.second_sweep, tiles), config)
 
 
 def kernels_for(
@@ -64,42 +72,35 @@ def has_compiler(device: torch.device) -> bool:
 
 
 def _eager(config: ObjectiveConfig, soft_cap: float | None) -> Kernels:
-    def figures(tiles: Tiles) -> Rows:
-        return row_figures(tiles, config)
+    def first(tiles: Tiles) -> Partials:
+        return first_sweep(tiles, config)
+
+    def second(tiles: Tiles, lse: Tensor, target_lse: Tensor, doubt: Tensor) -> tuple[Tensor, Tensor]:
+        return second_sweep(tiles, lse, target_lse, doubt, config)
 
     def gradient_(tiles: Tiles, rows: Rows, slopes: Slopes) -> Tensor:
         return tiles.student.copy_(logit_gradient(tiles, rows, slopes, config, soft_cap))
 
-    return Kernels(figures, gradient_)
+    return Kernels(first, second, gradient_)
 
 
 def _compiled(eager: Kernels) -> Kernels:
-    figures, gradient_ = _compile(eager.figures), _compile(eager.gradient_)
-
-    def checked_figures(tiles: Tiles) -> Rows:
-        if len(tiles.student) < 2:
-            return eager.figures(tiles)
-        _free_rows(tiles)
-        return figures(tiles)
-
-    def checked_gradient_(tiles: Tiles, rows: Rows, slopes: Slopes) -> Tensor:
-        if len(tiles.student) < 2:
-            return eager.gradient_(tiles, rows, slopes)
-        _free_rows((*tiles, *rows, *slopes))
-        return gradient_(tiles, rows, slopes)
-
-    return Kernels(checked_figures, checked_gradient_)
+    return Kernels(_compile(eager.first_sweep), _compile(eager.second_sweep), _compile(eager.gradient_))
 
 
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One graph with a free number of rows. The code object is copied: compilations are limited in number per code object."""
+    """``function`` compiled into one graph with a free number of rows; 0 rows and 1, which compilers treat apart, run eagerly."""
     assert isinstance(function, FunctionType)
+    # Compilations are limited in number per code object: each configuration gets its own.
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__)
-    return torch.compile(own, dynamic=False, fullgraph=True)
+    compiled = torch.compile(own, dynamic=False, fullgraph=True)
 
+    def checked(tiles: Tiles, *others: Any) -> Any:
+        if len(tiles.student) < 2:
+            return function(tiles, *others)
+        for tensor in tree_leaves((tiles, others)):
+            if tensor is not None:
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return compiled(tiles, *others)
 
-def _free_rows(tensors: Iterable[Tensor | None]) -> None:
-    """Tells the compiler that the number of rows varies (0 and 1 are always compiled apart, hence the eager path for them)."""
-    for tensor in tensors:
-        if tensor is not None:
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return checked

@@ -22,16 +22,16 @@ from gkd_rl.objective.numerics import TINY, log_probs, not_below_zero
 from gkd_rl.objective.top_k import Tail, on_top_k
 from gkd_rl.objective.validate import check_divergence
 
-Pointwise = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(student log-probs, teacher log-probs, student probs, teacher probs), all [..., V] → (value, pull)."""
+Pointwise = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(log p, log q, p, q), all [..., V], and the teacher's doubt H(q)/log V [..., 1] → (value, pull)."""
 
 
-def forward_kl(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+def forward_kl(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor, doubt: Tensor) -> tuple[Tensor, Tensor]:
     """KL(q‖p) = Σ q (log q − log p)."""
     return q * (lq - lp), -q
 
 
-def reverse_kl(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+def reverse_kl(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor, doubt: Tensor) -> tuple[Tensor, Tensor]:
     """KL(p‖q) = Σ p (log p − log q)."""
     value = p * (lp - lq)
     return value, value
@@ -40,7 +40,7 @@ def reverse_kl(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Te
 def gjsd(beta: float) -> Pointwise:
     """Generalised JSD, β·KL(q‖m) + (1−β)·KL(p‖m) with m = βq + (1−β)p, 0 < β < 1 (GKD, arXiv 2306.13649, eq. 1)."""
 
-    def pointwise(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    def pointwise(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor, doubt: Tensor) -> tuple[Tensor, Tensor]:
         log_m = torch.log(torch.clamp_min(beta * q + (1 - beta) * p, TINY))
         pull = (1 - beta) * p * (lp - log_m)
         return beta * q * (lq - log_m) + pull, pull
@@ -51,7 +51,7 @@ def gjsd(beta: float) -> Pointwise:
 def skew_forward_kl(skew: float) -> Pointwise:
     """KL(q ‖ a·q + (1−a)·p) with a = skew (DistiLLM, arXiv 2402.03898, eq. 4)."""
 
-    def pointwise(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    def pointwise(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor, doubt: Tensor) -> tuple[Tensor, Tensor]:
         m = torch.clamp_min(skew * q + (1 - skew) * p, TINY)
         return q * (lq - torch.log(m)), -(1 - skew) * q * (p / m)
 
@@ -61,7 +61,7 @@ def skew_forward_kl(skew: float) -> Pointwise:
 def skew_reverse_kl(skew: float) -> Pointwise:
     """KL(p ‖ a·p + (1−a)·q) with a = skew (DistiLLM, arXiv 2402.03898, eq. 5)."""
 
-    def pointwise(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    def pointwise(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor, doubt: Tensor) -> tuple[Tensor, Tensor]:
         m = torch.clamp_min(skew * p + (1 - skew) * q, TINY)
         value = p * (lp - torch.log(m))
         return value, value - skew * p * (p / m)
@@ -69,12 +69,11 @@ def skew_reverse_kl(skew: float) -> Pointwise:
     return pointwise
 
 
-def entropy_mixed(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """w·KL(q‖p) + (1−w)·KL(p‖q) with w = H(q) / log V: covers an undecided teacher's modes, follows a sure one."""
-    w = -(q * lq).sum(-1, keepdim=True) / math.log(q.shape[-1])
-    forward, forward_pull = forward_kl(lp, lq, p, q)
-    reverse, reverse_pull = reverse_kl(lp, lq, p, q)
-    return w * forward + (1 - w) * reverse, w * forward_pull + (1 - w) * reverse_pull
+def entropy_mixed(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor, doubt: Tensor) -> tuple[Tensor, Tensor]:
+    """w·KL(q‖p) + (1−w)·KL(p‖q) with w = H(q)/log V: covers an undecided teacher's modes, follows a sure one."""
+    forward, forward_pull = forward_kl(lp, lq, p, q, doubt)
+    reverse, reverse_pull = reverse_kl(lp, lq, p, q, doubt)
+    return doubt * forward + (1 - doubt) * reverse, doubt * forward_pull + (1 - doubt) * reverse_pull
 
 
 def pointwise_of(config: DivergenceConfig) -> Pointwise:
@@ -97,7 +96,9 @@ def scale_of(config: DivergenceConfig) -> float:
 
 def divergence_of(lp: Tensor, lq: Tensor, config: DivergenceConfig) -> Tensor:
     """The configured divergence [...] of log-probabilities [..., V], differentiable in ``lp``."""
-    value, _ = pointwise_of(config)(lp, lq, lp.exp(), lq.exp())
+    q = lq.exp()
+    doubt = -(q * lq).sum(-1, keepdim=True) / math.log(max(q.shape[-1], 2))
+    value, _ = pointwise_of(config)(lp, lq, lp.exp(), q, doubt)
     return scale_of(config) * not_below_zero(value.sum(-1))
 
 

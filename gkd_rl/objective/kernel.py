@@ -1,7 +1,11 @@
 """The arithmetic on one tile of logits: what the terms need of each token, and the gradient in the student's logits.
 
-Both functions are pure tensor code over tiles [n, V] with row-wise reductions, so that a compiler fuses each into one sweep over
-the tile. Logits come in fp32. Shapes: n tokens of a chunk, V vocabulary.
+Three sweeps read the tiles [n, V]: ``first_sweep`` (normalisers, entropy, both KLs), ``second_sweep`` (other divergences, which need
+normalised probabilities) and ``logit_gradient``. Each is pure tensor code that a compiler turns into one loop. Every reduction runs
+over short blocks of the vocabulary and leaves the rest to ``figures.py``: block and loop then fit together, nothing of the tile's
+size is stored, and a block is still in the cache when it is read again.
+
+Shapes: n tokens of a chunk, V vocabulary, S blocks of it, K single tokens.
 """
 
 from __future__ import annotations
@@ -12,13 +16,12 @@ import torch
 from torch import Tensor
 
 from gkd_rl.config.objective import ObjectiveConfig
-from gkd_rl.objective.divergence import forward_kl, pointwise_of, reverse_kl, scale_of
+from gkd_rl.objective.divergence import pointwise_of, scale_of
 from gkd_rl.objective.numerics import LOG_FLOOR
 from gkd_rl.objective.target import teacher_temperature
 
-
-LONGEST_SUM = 4096
-"""The compiler adds vectors of longer sums through a slow, more exact helper; two levels need none."""
+LONGEST_BLOCK = 4096
+"""The compiler forms longer sums through a slow, more exact helper; sums in two levels need none."""
 
 
 class Tiles(NamedTuple):
@@ -27,6 +30,35 @@ class Tiles(NamedTuple):
     student: Tensor
     teacher: Tensor | None
     reference: Tensor | None
+
+
+class Blocks(NamedTuple):
+    """One distribution, summed up per block [n, S]; x are the logits less the block's maximum."""
+
+    highest: Tensor
+    """maximum"""
+    total: Tensor
+    """Σ e^x"""
+    moment: Tensor
+    """Σ e^x·x"""
+
+
+class Partials(NamedTuple):
+    """What the first sweep leaves of a chunk, [n, S] each; None where no term needs it."""
+
+    student: Blocks
+    tempered: Blocks | None
+    """the student at the divergence's temperature, where that is not 1"""
+    target: Blocks | None
+    reference: Blocks | None
+    reverse_gap: Tensor | None
+    """Σ e^x·(x − x′), x the (tempered) student's and x′ the target's"""
+    forward_gap: Tensor | None
+    """Σ e^x′·(x′ − x)"""
+    at_top: Tensor | None
+    """the student's largest x where the target's is 0"""
+    reference_gap: Tensor | None
+    """Σ e^x·(x − x″), x″ the reference's"""
 
 
 class Rows(NamedTuple):
@@ -39,6 +71,8 @@ class Rows(NamedTuple):
     target_lse: Tensor
     """that of ``target_logits``"""
     reference_lse: Tensor
+    doubt: Tensor
+    """H(q)/log V of the target"""
     entropy: Tensor
     reference_kl: Tensor
     divergence: Tensor
@@ -56,6 +90,7 @@ class Slopes(NamedTuple):
     logprob: Tensor
     entropy: Tensor
     divergence: Tensor
+    """for a top-k divergence, the sum of the derivatives in the kept log-probabilities"""
     reference_kl: Tensor
 
 
@@ -70,139 +105,92 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
 
 
 def log_probs_of(logits: Tensor, lse: Tensor) -> Tensor:
-    """Log-probabilities [n, K] of tempered logits [n, K] given their normaliser [n], clamped like ``numerics.log_probs``."""
-    return torch.clamp_min(logits - lse[:, None], LOG_FLOOR)
-
-
-def row_sum(values: Tensor) -> Tensor:
-    """Σ over the vocabulary [n], in two levels: short inner sums compile to plain vector code and round less."""
-    blocks = next((b for b in range(-(-values.shape[-1] // LONGEST_SUM), 257) if values.shape[-1] % b == 0), 1)
-    return values.unflatten(-1, (blocks, -1)).sum(-1).sum(-1)
-
-
-class _Side(NamedTuple):
-    """A distribution that is not normalised yet."""
-
-    highest: Tensor
-    """[n, 1] largest logit"""
-    shifted: Tensor
-    """[n, V] logits less that, clamped"""
-    raised: Tensor
-    """[n, V] exponentials"""
-    total: Tensor
-    """[n] Σ of exponentials"""
-
-    def lse(self) -> Tensor:
-        return self.highest.squeeze(-1) + self.total.log()
-
-
-def _side(logits: Tensor) -> _Side:
-    highest = logits.amax(-1, keepdim=True)
-    shifted = torch.clamp_min(logits - highest, LOG_FLOOR)
-    raised = shifted.exp()
-    return _Side(highest, shifted, raised, row_sum(raised))
-
-
-def _kl(one: _Side, other: _Side) -> Tensor:
-    """KL(one‖other) [n] from what is not normalised yet: one sweep over the tile serves normalisers and divergence."""
-    gap = row_sum(one.raised * (one.shifted - other.shifted)) / one.total
-    return gap - one.total.log() + other.total.log()
+    """Log-probabilities of tempered logits given their normalisers, clamped like ``numerics.log_probs``."""
+    return torch.clamp_min(logits - lse, LOG_FLOOR)
 
 
 def target_logits(tiles: Tiles, config: ObjectiveConfig) -> Tensor:
-    """Logits [n, V] of the distribution that the student is compared with (see ``target.py``), up to a constant of the row."""
+    """Logits of the distribution that the student is compared with (see ``target.py``), up to a constant of the row."""
     assert tiles.teacher is not None
     temperature, weight = teacher_temperature(config.divergence), config.divergence.extrapolation
     if weight == 1.0:
         return tempered(tiles.teacher, temperature)
     assert tiles.reference is not None, "validate_objective asks for a reference"
-    teacher, reference = (_side(tempered(tile, temperature)).shifted for tile in (tiles.teacher, tiles.reference))
-    return weight * teacher + (1 - weight) * reference
+    teacher, reference = (tempered(tile, temperature) for tile in (tiles.teacher, tiles.reference))
+    return weight * teacher.clamp_min(LOG_FLOOR) + (1 - weight) * reference.clamp_min(LOG_FLOOR)
 
 
-def row_figures(tiles: Tiles, config: ObjectiveConfig) -> Rows:
-    """All figures of each token that need its whole row of logits."""
-    student = _side(tiles.student)
-    zero = torch.zeros_like(student.total)
-    rows = Rows(student.lse(), *([zero] * 10))
-    rows = rows._replace(
-        tempered_lse=rows.lse, entropy=student.total.log() - row_sum(student.raised * student.shifted) / student.total
-    )
+def _in_blocks(tile: Tensor) -> Tensor:
+    """A tile [n, V] as [n, S, V/S]."""
+    width = tile.shape[-1]
+    blocks = next((b for b in range(-(-width // LONGEST_BLOCK), 257) if width % b == 0), 1)
+    return tile.unflatten(-1, (blocks, -1))
+
+
+def _summed(logits: Tensor) -> tuple[Blocks, Tensor, Tensor]:
+    """Block sums [n, S] of logits [n, S, V/S], the logits less their block's maximum, and the exponentials of those."""
+    highest = logits.amax(-1, keepdim=True).clamp_min(-1e30)
+    shifted = torch.clamp_min(logits - highest, LOG_FLOOR)
+    raised = shifted.exp()
+    return Blocks(highest.squeeze(-1), raised.sum(-1), (raised * shifted).sum(-1)), shifted, raised
+
+
+def first_sweep(tiles: Tiles, config: ObjectiveConfig) -> Partials:
+    """Block sums of all distributions and of the gaps between them."""
+    tiles = Tiles(*(None if tile is None else _in_blocks(tile) for tile in tiles))
+    student, x, e = _summed(tiles.student)
+    reference = reference_gap = tempered_student = None
     if tiles.reference is not None:
-        reference = _side(tiles.reference)
-        rows = rows._replace(reference_lse=reference.lse(), reference_kl=torch.clamp_min(_kl(student, reference), 0))
-    return rows if tiles.teacher is None else _with_teacher(rows, student, tiles, config)
-
-
-def _with_teacher(rows: Rows, student: _Side, tiles: Tiles, config: ObjectiveConfig) -> Rows:
-    temperature = config.divergence.temperature
-    if temperature != 1.0:
-        student = _side(tempered(tiles.student, temperature))
-    target = _side(target_logits(tiles, config))
-    at_targets_top = torch.where(target.shifted == 0, student.shifted, -torch.inf).amax(-1)
-    forward, reverse = _kl(target, student), _kl(student, target)
-    rows = rows._replace(
-        tempered_lse=student.lse(),
-        target_lse=target.lse(),
-        forward_kl=torch.clamp_min(forward, 0),
-        reverse_kl=torch.clamp_min(reverse, 0),
-        # Without indices: maxima compile to vector code, their places do not.
-        agreement=(at_targets_top == 0).to(forward.dtype),
+        reference, y, _ = _summed(tiles.reference)
+        reference_gap = (e * (x - y)).sum(-1)
+    if tiles.teacher is None:
+        return Partials(student, None, None, reference, None, None, None, reference_gap)
+    if config.divergence.temperature != 1.0:
+        tempered_student, x, e = _summed(tempered(tiles.student, config.divergence.temperature))
+    target, y, f = _summed(target_logits(tiles, config))
+    at_top = torch.where(y == 0, x, -torch.inf).amax(-1)
+    gap = x - y
+    return Partials(
+        student, tempered_student, target, reference, (e * gap).sum(-1), -(f * gap).sum(-1), at_top, reference_gap
     )
-    if not has_dense_divergence(config):
-        return rows
-    pointwise = pointwise_of(config.divergence)
-    if pointwise is forward_kl:
-        divergence, pull = forward, -torch.ones_like(forward)
-    elif pointwise is reverse_kl:
-        divergence, pull = reverse, reverse
-    else:
-        divergence, pull = _divergence(rows, tiles, config)
-    return rows._replace(divergence=scale_of(config.divergence) * torch.clamp_min(divergence, 0), pull=pull)
 
 
-def _divergence(rows: Rows, tiles: Tiles, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
-    """Σ value and Σ pull [n] in a second sweep, for divergences that need normalised probabilities."""
-    value, pull = pointwise_of(config.divergence)(*_normalised(rows, tiles, config))
-    return row_sum(value), row_sum(pull)
-
-
-def _normalised(rows: Rows, tiles: Tiles, config: ObjectiveConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """log p, log q, p, q [n, V] at the divergence's temperatures."""
-    lp = log_probs_of(tempered(tiles.student, config.divergence.temperature), rows.tempered_lse)
-    lq = log_probs_of(target_logits(tiles, config), rows.target_lse)
-    return lp, lq, lp.exp(), lq.exp()
+def second_sweep(tiles: Tiles, lse: Tensor, target_lse: Tensor, doubt: Tensor, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+    """Block sums [n, S] of value and pull of the divergence; the arguments [n, S] repeat a row's figure for each of its blocks."""
+    tiles = Tiles(*(None if tile is None else _in_blocks(tile) for tile in tiles))
+    lp = log_probs_of(tempered(tiles.student, config.divergence.temperature), lse[..., None])
+    lq = log_probs_of(target_logits(tiles, config), target_lse[..., None])
+    value, pull = pointwise_of(config.divergence)(lp, lq, lp.exp(), lq.exp(), doubt[..., None])
+    return value.sum(-1), pull.sum(-1)
 
 
 def logit_gradient(tiles: Tiles, rows: Rows, slopes: Slopes, config: ObjectiveConfig, soft_cap: float | None) -> Tensor:
     """Σ over the terms of slope × ∂(token quantity)/∂logits [n, V] before the cap, but for what single tokens add (``add_at``).
 
     With p = softmax(z): ∂log p_y/∂z = e_y − p; ∂H/∂z = −p(log p + H); ∂KL(p‖r)/∂z = p(log p − log r − KL); ∂D/∂z = (pull − pT·Σ pull)/T.
-    For a top-k divergence ``slopes.divergence`` holds the sum of its slopes in the kept log-probabilities.
     """
+    rows, slopes = Rows(*(row[:, None] for row in rows)), Slopes(*(slope[:, None] for slope in slopes))
     lp = log_probs_of(tiles.student, rows.lse)
-    factor = -slopes.logprob[:, None]
+    factor = -slopes.logprob
     if config.surrogate.entropy_weight:
-        factor = factor - slopes.entropy[:, None] * (lp + rows.entropy[:, None])
+        factor = factor - slopes.entropy * (lp + rows.entropy)
     if config.surrogate.reference_kl_weight:
         assert tiles.reference is not None
-        log_ratio = lp - log_probs_of(tiles.reference, rows.reference_lse)
-        factor = factor + slopes.reference_kl[:, None] * (log_ratio - rows.reference_kl[:, None])
+        factor = factor + slopes.reference_kl * (lp - log_probs_of(tiles.reference, rows.reference_lse) - rows.reference_kl)
     gradient = lp.exp() * factor
     if tiles.teacher is not None:
-        gradient = gradient + _divergence_gradient(tiles, rows, slopes.divergence[:, None], config)
+        gradient = gradient + _divergence_gradient(tiles, rows, slopes.divergence, config)
     return gradient if soft_cap is None else gradient * cap_slope(tiles.student, soft_cap)
 
 
 def _divergence_gradient(tiles: Tiles, rows: Rows, slope: Tensor, config: ObjectiveConfig) -> Tensor | float:
     temperature = config.divergence.temperature
+    lp = log_probs_of(tempered(tiles.student, temperature), rows.tempered_lse)
     if has_dense_divergence(config):
-        lp, lq, p, q = _normalised(rows, tiles, config)
-        _, pull = pointwise_of(config.divergence)(lp, lq, p, q)
-        return slope * (scale_of(config.divergence) / temperature) * (pull - p * rows.pull[:, None])
-    if config.divergence.estimator == "top_k":
-        return -slope / temperature * log_probs_of(tempered(tiles.student, temperature), rows.tempered_lse).exp()
-    return 0.0
+        lq, p = log_probs_of(target_logits(tiles, config), rows.target_lse), lp.exp()
+        _, pull = pointwise_of(config.divergence)(lp, lq, p, lq.exp(), rows.doubt)
+        return slope * (scale_of(config.divergence) / temperature) * (pull - p * rows.pull)
+    return -slope / temperature * lp.exp() if config.divergence.estimator == "top_k" else 0.0
 
 
 def cap_slope(logits: Tensor, soft_cap: float) -> Tensor:

@@ -69,7 +69,7 @@ class Sweep:
         compared: list[tuple[Tensor, Tensor]] = []
         for where in self._slices():
             tiles = self._tiles(where)
-            chunk = read_chunk(tiles, self.kernels.figures(tiles), self.token_ids[where], where, self.config)
+            chunk = read_chunk(tiles, self.kernels.figures(tiles, self.config), self.token_ids[where], where, self.config)
             if made is not None:
                 compared.append(self._add_gradients(made, tiles, chunk))
             chunks.append(chunk)
@@ -92,7 +92,7 @@ class Sweep:
     def _look_ahead(self) -> None:
         """Log-probabilities of all tokens, for terms that depend on whole sequences."""
         values = [
-            read_chunk(tiles, self.kernels.figures(tiles), self.token_ids[where], where, self.config).values
+            read_chunk(tiles, self.kernels.figures(tiles, self.config), self.token_ids[where], where, self.config).values
             for where in self._slices()
             for tiles in (self._tiles(where),)
         ]

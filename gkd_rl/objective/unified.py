@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gkd_rl.config.objective import DivergenceConfig, ObjectiveConfig
-from gkd_rl.objective.divergence import divergence_of, forward_kl, reverse_kl
+from gkd_rl.objective.divergence import divergence_of
 from gkd_rl.objective.head import logits_of
 from gkd_rl.objective.numerics import log_probs
 from gkd_rl.objective.target import target_log_probs
@@ -102,8 +102,8 @@ def _view(lp: Tensor, lq: Tensor, config: DivergenceConfig) -> TeacherView:
         kept = lq.topk(min(config.top_k, lq.shape[-1]), dim=-1)
         masses = (p.gather(-1, kept.indices).sum(-1), kept.values.exp().sum(-1))
     return TeacherView(
-        forward_kl=forward_kl(lp, lq, p, q)[0].sum(-1),
-        reverse_kl=reverse_kl(lp, lq, p, q)[0].sum(-1),
+        forward_kl=(q * (lq - lp)).sum(-1),
+        reverse_kl=_kl_to(lp, lq),
         top1_agreement=(lp.argmax(-1) == lq.argmax(-1)).float(),
         student_top_k_mass=masses[0],
         teacher_top_k_mass=masses[1],

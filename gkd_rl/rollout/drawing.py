@@ -48,7 +48,7 @@ def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tens
     if params.temperature == 0:
         tokens = logits.argmax(dim=-1)
         return tokens, _pick(policy, tokens), torch.zeros_like(policy[:, 0])
-    truncated = _truncate(logits / params.temperature, params)
+    truncated = _truncate(logits if params.temperature == 1 else logits / params.temperature, params)
     sampler = policy if truncated is logits else truncated.log_softmax(dim=-1)
     cumulative = sampler.double().exp().cumsum(dim=-1)
     targets = uniforms.to(logits.device)[:, None] * cumulative[:, -1:]

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import LanguageModel, encode_prompts
 from gkd_rl.models.tokenizers import completion_tokens, prompt_tokens
 from gkd_rl.objective.head import logits_of
@@ -62,7 +63,7 @@ class InProcessSampler:
             ids[rows], logprobs[rows], sampler_logprobs[rows], lengths[rows] = out
             if self.progress is not None:
                 self.progress(len(rows))
-        width = max(1, int(lengths.max()))
+        width = int(lengths.max()) if len(lengths) else 1
         mask = torch.arange(width, device=ids.device) < lengths[:, None]
         repeated = [prompt for prompt in prompts for _ in range(per_prompt)]
         prompt_ids, prompt_mask = encode_prompts(self.model, repeated)
@@ -117,7 +118,13 @@ class InProcessSampler:
 
 
 def dataset_rollouts(model: LanguageModel, examples: Sequence[Example], max_new_tokens: int, version: int) -> Rollouts:
-    """The dataset's own completions in the form of rollouts: off-policy rows, cut at ``max_new_tokens`` with no EOS if longer."""
+    """The dataset's own completions in the form of rollouts: off-policy rows, cut at ``max_new_tokens`` with no EOS if longer.
+
+    Raises ``UserError`` for an example without one.
+    """
+    for example in examples:
+        if example.completion is None:
+            raise UserError(f"example {example.key} of the task has no completion to learn from; give it one, or sample all answers")
     rows = [completion_tokens(model.tokenizer, str(example.completion))[:max_new_tokens] for example in examples]
     prompt_ids, prompt_mask = encode_prompts(model, [prompt_tokens(model.tokenizer, e.prompt) for e in examples])
     width = max(len(row) for row in rows)

@@ -39,7 +39,7 @@ class Task(Protocol):
 def make_task(config: Config) -> Task:
     """The task that ``config.task`` names, made with ``data_dir``, ``prompt_format`` and its own options."""
     options = {"data_dir": config.data_dir, "prompt_format": config.task.prompt_format, **config.task.options}
-    task = load_object(config.task.path, options)
+    task = load_object(config.task.path, options, kind="task")
     missing = [name for name in ("train_example", "held_out", "default_rewards") if not hasattr(task, name)]
     if missing:
         raise UserError(f"task.path: {config.task.path} is not a task: it has no {missing[0]}()")

@@ -17,21 +17,25 @@ def read_jsonl(path: Path, required: tuple[str, ...]) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise UserError(f"data file {path} does not exist; set data_dir (or GKD_RL_DATA) to the folder that holds it")
-    rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                rows.append(_row(line, f"{path}, line {number}", required))
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except PermissionError:
+        raise UserError(f"data file {path} may not be read; change its permissions") from None
+    rows = [_row(line, f"{path}, line {number}", required) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise UserError(f"data file {path} holds no rows")
     return rows
 
 
-def _row(line: str, where: str, required: tuple[str, ...]) -> dict[str, Any]:
+def _row(line: bytes, where: str, required: tuple[str, ...]) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{where}: a number is too long or the row too deep to be read") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: a row is a JSON object, not {type(row).__name__}")
     for field in required:
@@ -40,4 +44,6 @@ def _row(line: str, where: str, required: tuple[str, ...]) -> dict[str, Any]:
             raise UserError(f"{where}: has no field '{field}'" + (f"; the nearest is '{near[0]}'" if near else ""))
         if not isinstance(row[field], str) or not row[field].strip():
             raise UserError(f"{where}: field '{field}' is empty or not text")
+        if any("\ud800" <= character <= "\udfff" for character in row[field]):
+            raise UserError(f"{where}: field '{field}' holds half of a surrogate pair, which is no character; remove it")
     return row

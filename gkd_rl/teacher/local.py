@@ -46,14 +46,12 @@ class LocalTeacher:
         """Hidden states [B, C, H], zero where there is no token; rows of like length go through the model together."""
         prompt, completion = lengths(rollouts)
         order = (prompt + completion).argsort(stable=True)
-        hidden: torch.Tensor | None = None
+        weight = self.head.weight
+        hidden = weight.new_zeros(*rollouts.completion_ids.shape, weight.shape[1])
         for rows in self._cuts(order, (prompt + completion)[order]):
             part = take(rollouts, rows)
             states = self.model.completion_hidden(part.prompt_ids, part.prompt_mask, part.completion_ids, part.completion_mask)
-            if hidden is None:
-                hidden = states.new_zeros(*rollouts.completion_ids.shape, states.shape[-1])
             hidden[rows, : states.shape[1]] = states * part.completion_mask[..., None]
-        assert hidden is not None
         return TeacherScores(hidden, self.head)
 
     def _cuts(self, order: torch.Tensor, sorted_lengths: torch.Tensor) -> list[torch.Tensor]:

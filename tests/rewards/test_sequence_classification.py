@@ -48,6 +48,15 @@ def _llama_config() -> LlamaConfig:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Threads cost more than they save at this size."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A scalar reward model of Llama form, one with a chat template, and a classifier of three labels of BERT form."""

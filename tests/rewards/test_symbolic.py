@@ -38,14 +38,17 @@ def test_expressions_are_compared_by_value(verifier: ArithmeticVerifier, complet
     assert verifier.verify(completion, reference).status == status
 
 
-@pytest.mark.parametrize("tower", ["9^{9^{9^{9}}}", "(10^{10^{10}})!", "(" * 900])
-def test_a_hanging_comparison_is_ended_and_the_next_one_works(verifier: ArithmeticVerifier, tower: str):
+def test_a_comparison_without_an_end_is_ended_and_the_next_one_works(verifier: ArithmeticVerifier):
     start = time.monotonic()
-    verdict = verifier.verify(f"\\boxed{{{tower}}}", "\\sqrt{2}")
-    assert verdict.status in {"wrong", "no_answer"}
-    assert verdict.status == "no_answer" or "not finished within 2 s" in verdict.note
+    verdict = verifier.verify("\\boxed{9^{9^{9^{9}}}}", "\\sqrt{2}")
+    assert (verdict.status, verdict.note) == ("wrong", "not finished within 2 s or the memory limit")
     assert time.monotonic() - start < 2 + 5  # the limit, and starting a worker on a busy machine
     assert verifier.verify("\\boxed{\\sqrt{8}}", "2\\sqrt{2}").status == "correct"
+
+
+@pytest.mark.parametrize("text", ["(10^{10^{10}})!", "\\frac{" * 100, "\\ud800", "\\int_0^{10^9} x^{1000} dx", "{" * 400])
+def test_hostile_expressions_are_not_right(verifier: ArithmeticVerifier, text: str):
+    assert verifier.verify(f"#### {text}", "\\sqrt{2}").status in {"wrong", "no_answer"}
 
 
 def test_symbolic_text_is_not_evaluated_either(verifier: ArithmeticVerifier, tmp_path, monkeypatch):

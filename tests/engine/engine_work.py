@@ -1,0 +1,172 @@
+"""What every rank does in the engine's tests: one launch trains, saves, restores and samples at every ZeRO stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from experiences import examples
+from tiny_models import language_model
+from torch import Tensor
+
+from gkd_rl import engine as engine_module
+from gkd_rl.config.objective import DivergenceConfig, ObjectiveConfig, SurrogateConfig
+from gkd_rl.config.run import EngineConfig, OptimizerConfig
+from gkd_rl.engine import Engine, Processes
+from gkd_rl.learner import Learner, local_counts
+from gkd_rl.models.language_model import LanguageModel
+from gkd_rl.objective.schedule import TermWeights
+from gkd_rl.rollout.drawing import SamplingParams
+from gkd_rl.rollout.rows import micro_batches, take_experience
+from gkd_rl.rollout.sampler import InProcessSampler
+from gkd_rl.types import Experience, GlobalCounts
+
+KINDS = ("llama", "t5")
+STAGES = (0, 1, 2, 3)
+WEIGHTS = TermWeights(0.6, 0.4, 0.2)
+TOKEN_BUDGET = 40
+RATES = (0.02, 0.03, 0.01)
+CUTS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
+    ((0, 1, 2, 3, 4, 5, 8, 9), (6, 7)),
+    (tuple(range(10)), ()),
+    ((0,), tuple(range(1, 10))),
+)
+"""Rows of ranks 0 and 1 in each update: unequal numbers, none, and dataset rows (8 and 9) on one rank only."""
+OBJECTIVES = {
+    "llama": ObjectiveConfig(),
+    "t5": ObjectiveConfig(divergence=DivergenceConfig(mean="sequence"), surrogate=SurrogateConfig(mean="sequence")),
+}
+OPTIMIZERS = {
+    "llama": OptimizerConfig(eps=1e-3, weight_decay=0.1, max_grad_norm=0.25),
+    "t5": OptimizerConfig(eps=1e-3, weight_decay=0.1, max_grad_norm=0.0),
+}
+"""A large eps, because AdamW turns rounding of vanishing gradients into whole steps otherwise."""
+
+
+def everything(experiences: dict[str, Experience], folder: str) -> dict[str, Any]:
+    """All figures of this rank."""
+    processes = Processes(threads=1)
+    _shard_small_parameters_too()
+    found: dict[Any, Any] = {"processes": _sums(processes)}
+    for kind in KINDS:
+        for stage in STAGES:
+            place = Path(folder) / f"{kind}-{stage}-{processes.count}"
+            found[kind, stage] = _train(kind, stage, experiences[kind], processes, place)
+    processes.close()
+    return found
+
+
+def _train(kind: str, stage: int, experience: Experience, processes: Processes, place: Path) -> dict[str, Any]:
+    model = language_model(kind)
+    engine = _engine(model, kind, stage, processes)
+    texts = _sample_alone(engine, model)
+    norms, parameters = [], []
+    for number in range(len(RATES)):
+        if number == 2:
+            engine.save(place)
+        norms.append(_update(engine, model, kind, experience, number))
+        parameters.append(_parameters(engine, model))
+    other = language_model(kind, seed=7)
+    restored = _engine(other, kind, stage, processes)
+    restored.load(place)
+    norm = _update(restored, other, kind, experience, 2)
+    return {
+        "norms": norms,
+        "parameters": parameters,
+        "restored": (norm, _parameters(restored, other)),
+        "texts": texts,
+        "parameter_count": model.parameters,
+    }
+
+
+def _engine(model: LanguageModel, kind: str, stage: int, processes: Processes) -> Engine:
+    head = model.module.get_output_embeddings()
+    assert head is not None
+    return Engine(model.module, head, processes, EngineConfig(zero_stage=stage), OPTIMIZERS[kind])  # pyright: ignore
+
+
+def _update(engine: Engine, model: LanguageModel, kind: str, experience: Experience, number: int) -> float:
+    processes = engine.processes
+    rows = CUTS[number][processes.rank] if processes.count == 2 else tuple(range(10))
+    cuts = cut(experience, rows)
+    learner = Learner(model, OBJECTIVES[kind], WEIGHTS)
+    learner.counts = GlobalCounts(**processes.sum(local_counts(cuts, learner.config)))
+    return engine.update(cuts, learner.loss, RATES[number])
+
+
+def cut(experience: Experience, rows: Sequence[int]) -> list[Experience]:
+    """Micro-batches of some rows."""
+    if not rows:
+        return []
+    return micro_batches(take_experience(experience, torch.tensor(rows)), TOKEN_BUDGET)
+
+
+def _parameters(engine: Engine, model: LanguageModel) -> Tensor:
+    with engine.gathered():
+        return torch.cat([p.detach().flatten().clone() for p in model.module.parameters()])
+
+
+def _sample_alone(engine: Engine, model: LanguageModel) -> list[str]:
+    """Ranks decode different numbers of prompts to different lengths: rank 1 the last one only, shorter."""
+    rank = engine.processes.rank
+    mine = examples(5)[: 4 if engine.processes.count == 2 else 5] if rank == 0 else examples(5)[4:]
+    with engine.gathered():
+        sampler = InProcessSampler(model, max_rows=2)
+        return list(sampler.sample(mine, 2, SamplingParams(3 if rank else 9), seed=1).texts)
+
+
+def _sums(processes: Processes) -> dict[str, Any]:
+    rank, count = processes.rank, processes.count
+    mine = {"both": 1.5 + rank, "first": 4.0} if rank == 0 else {"second": 2.0, "both": 1.5 + rank}
+    return {
+        "sum": processes.sum(mine),
+        "largest": processes.largest(float(rank)),
+        "gather": processes.gather(f"rank {rank}"),
+        "share": processes.share(list(range(5))),
+        "rank": (rank, count),
+    }
+
+
+def _shard_small_parameters_too() -> None:
+    """ZeRO-3 leaves parameters of fewer than 100,000 elements whole, which would be all of a tiny model's."""
+    settings_of = engine_module._deepspeed_config
+
+    def with_sharding(*arguments: Any) -> dict[str, Any]:
+        settings = settings_of(*arguments)
+        return {**settings, "zero_optimization": {**settings["zero_optimization"], "stage3_param_persistence_threshold": 0}}
+
+    engine_module._deepspeed_config = with_sharding
+
+
+def plain_training(kind: str, experience: Experience) -> dict[str, Any]:
+    """The same updates in plain PyTorch: one process, one batch, AdamW."""
+    model, settings = language_model(kind), OPTIMIZERS[kind]
+    parameters = list(model.module.parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+    )
+    learner = Learner(model, OBJECTIVES[kind], WEIGHTS, GlobalCounts(**local_counts([experience], OBJECTIVES[kind])))
+    norms, after = [], []
+    for lr in RATES:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        learner.loss(experience).backward()
+        limit = settings.max_grad_norm or float("inf")
+        norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, limit)))
+        optimizer.step()
+        after.append(torch.cat([p.detach().flatten().clone() for p in parameters]))
+    return {"norms": norms, "parameters": after}
+
+
+def without_texts(experience: Experience) -> Experience:
+    """Decoded texts are of no use to an update."""
+    return replace(experience, rollouts=replace(experience.rollouts, texts=()))

@@ -1,0 +1,106 @@
+"""The engine's contract: one update is that of the global mean, whatever the cut into micro-batches, ranks and ZeRO stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import engine_work
+import pytest
+import torch
+from engine_work import KINDS, OPTIMIZERS, STAGES
+from experiences import examples, experience
+from tiny_models import language_model
+
+from gkd_rl.rollout.drawing import SamplingParams
+from gkd_rl.rollout.sampler import InProcessSampler
+from gkd_rl.types import Experience
+
+CASES = [(kind, stage) for kind in KINDS for stage in STAGES]
+
+
+@pytest.fixture(scope="module")
+def experiences() -> dict[str, Experience]:
+    """Ten rows of unequal lengths: eight sampled, two of the dataset."""
+    return {kind: experience(language_model(kind, seed=3), language_model(kind, seed=4), 4, 2, dataset=2) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def plain(experiences: dict[str, Experience]) -> dict[str, Any]:
+    """What plain PyTorch makes of the same updates."""
+    return {kind: engine_work.plain_training(kind, experiences[kind]) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(ranks: Callable[..., list], experiences: dict[str, Experience], tmp_path_factory: pytest.TempPathFactory) -> list:
+    """All figures of two processes; their launch times out where they wait for each other for ever."""
+    return ranks(2, engine_work.everything, experiences, str(tmp_path_factory.mktemp("two")), timeout=150)
+
+
+@pytest.fixture(scope="module")
+def one_rank(ranks: Callable[..., list], experiences: dict[str, Experience], tmp_path_factory: pytest.TempPathFactory) -> list:
+    """All figures of a single process."""
+    return ranks(1, engine_work.everything, experiences, str(tmp_path_factory.mktemp("one")), timeout=150)
+
+
+@pytest.mark.parametrize(("kind", "stage"), CASES)
+def test_one_rank_trains_as_plain_pytorch_does(one_rank: list, plain: dict[str, Any], kind: str, stage: int):
+    _assert_equal_training(one_rank[0][kind, stage], plain[kind])
+
+
+@pytest.mark.parametrize(("kind", "stage"), CASES)
+def test_two_ranks_train_as_one_batch_does_with_unequal_shares_and_an_empty_one(
+    two_ranks: list, plain: dict[str, Any], kind: str, stage: int
+):
+    for found in two_ranks:
+        _assert_equal_training(found[kind, stage], plain[kind])
+
+
+@pytest.mark.parametrize(("kind", "stage"), CASES)
+def test_a_restored_engine_continues_to_the_last_digit(one_rank: list, two_ranks: list, kind: str, stage: int):
+    for found in (*one_rank, *two_ranks):
+        norm, parameters = found[kind, stage]["restored"]
+        assert norm == found[kind, stage]["norms"][2]
+        assert torch.equal(parameters, found[kind, stage]["parameters"][2])
+
+
+@pytest.mark.parametrize(("kind", "stage"), CASES)
+def test_ranks_sample_for_themselves_whatever_is_sharded(one_rank: list, two_ranks: list, kind: str, stage: int):
+    sampler = InProcessSampler(language_model(kind), max_rows=64)
+    expected = [list(sampler.sample(examples(5), 2, SamplingParams(length), seed=1).texts) for length in (9, 3)]
+    assert one_rank[0][kind, stage]["texts"] == expected[0]
+    assert two_ranks[0][kind, stage]["texts"] == expected[0][:8]
+    assert two_ranks[1][kind, stage]["texts"] == expected[1][8:]
+
+
+def test_the_gradient_is_clipped_where_the_limit_says_so(plain: dict[str, Any]):
+    assert min(plain["llama"]["norms"]) > OPTIMIZERS["llama"].max_grad_norm
+
+
+@pytest.mark.parametrize(("kind", "stage"), CASES)
+def test_the_number_of_parameters_does_not_depend_on_sharding(two_ranks: list, kind: str, stage: int):
+    assert two_ranks[0][kind, stage]["parameter_count"] == language_model(kind).parameters
+
+
+def test_sums_shares_and_gathers_over_ranks(one_rank: list, two_ranks: list):
+    assert one_rank[0]["processes"] == {
+        "sum": {"both": 1.5, "first": 4.0},
+        "largest": 0.0,
+        "gather": ["rank 0"],
+        "share": [0, 1, 2, 3, 4],
+        "rank": (0, 1),
+    }
+    both = {"largest": 1.0, "gather": ["rank 0", "rank 1"]}
+    for rank, (found, share) in enumerate(zip(two_ranks, ([0, 1], [2, 3, 4]), strict=True)):
+        assert found["processes"] == {
+            "sum": {"both": 4.0, "first": 4.0, "second": 2.0},
+            **both,
+            "share": share,
+            "rank": (rank, 2),
+        }
+
+
+def _assert_equal_training(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found["norms"] == pytest.approx(expected["norms"], rel=1e-4)
+    for ours, theirs in zip(found["parameters"], expected["parameters"], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
