@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from gkd_rl.errors import UserError
 from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.run_folder import RunFolder, remove_tree, write_atomically
 from gkd_rl.types import Head
-
 
 CHANGEABLE = (
     *("run_dir", "max_steps", "resume", "data_dir", "model", "log_rollouts_every", "engine.micro_batch_tokens", "engine.threads"),
@@ -67,11 +67,14 @@ class Checkpoints:
 
     def restore(self, place: Path, engine: Engine, buffer: SamplingBuffer, teacher: Head | None, reference: Head | None) -> None:
         """Load weights, optimiser and this rank's buffer. Buffers hold tensors and plain values only."""
-        engine.load(place)
         stored = place / f"buffer-{engine.processes.rank}.pt"
-        if stored.is_file():
+        try:
+            engine.load(place)
             state = torch.load(stored, map_location=engine.processes.device, weights_only=True)
-            buffer.load_state_dict(state, teacher, reference)
+        except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
+            reason = str(error).split(". ")[0].splitlines()[0]
+            raise UserError(f"the checkpoint {place} cannot be read ({reason}); remove it to continue from an earlier one") from error
+        buffer.load_state_dict(state, teacher, reference)
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))

@@ -87,8 +87,11 @@ class Processes:
         return items
 
     def close(self) -> None:
-        """Wait for the others and leave the group: processes that vanish from it make gloo abort the rest."""
-        if dist.is_initialized():
+        """Wait for the others and leave the group: processes that vanish from it make gloo abort the rest.
+
+        A process alone keeps its group, of which DeepSpeed keeps references: the next run in this process uses it again.
+        """
+        if self.count > 1:
             self.barrier()
             dist.destroy_process_group()
 
@@ -128,9 +131,7 @@ class _Compute(nn.Module):
 class Engine:
     """DeepSpeed ZeRO over one model: updates, gathering for generation, state."""
 
-    def __init__(
-        self, model: nn.Module, head: nn.Module, processes: Processes, config: EngineConfig, optimizer: OptimizerConfig
-    ) -> None:
+    def __init__(self, model: nn.Module, head: nn.Module, processes: Processes, config: EngineConfig, optimizer: OptimizerConfig) -> None:
         deepspeed = _import_deepspeed()
         self.processes = processes
         self.config = config

@@ -58,7 +58,12 @@ class RunFolder:
         """Let go of the folder of a run that cannot start, and leave none behind that was not there."""
         if self._made:
             remove_tree(self.path)
-        self._lock.close()
+        self.close()
+
+    def close(self) -> None:
+        """Let other runs have the folder."""
+        if self._lock is not None:
+            self._lock.close()
 
     def _holds_run(self) -> bool:
         return (self.path / "config.yaml").exists()

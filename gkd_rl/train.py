@@ -60,12 +60,21 @@ class Run:
 
 def train(config: Config) -> dict[str, Any]:
     """Run ``config`` to its end; returns what ``RUN_DIR/summary.json`` holds. Raises ``UserError`` for what a user can mend."""
-    started = time.perf_counter()
     validate(config)
     processes = Processes(config.engine.threads)
-    terminal = Terminal(processes.is_main)
     folder = _open_folder(config, processes)
-    require_same_run(config, processes.count)
+    try:
+        require_same_run(config, processes.count)
+        return _train(config, processes, folder)
+    finally:
+        if folder is not None:
+            folder.close()
+
+
+def _train(config: Config, processes: Processes, folder: RunFolder | None) -> dict[str, Any]:
+    """The run itself, in the folder that the main process holds."""
+    started = time.perf_counter()
+    terminal = Terminal(processes.is_main)
     if (done := _finished(config)) is not None:
         terminal.say(f"run_dir {config.run_dir} holds this run, finished after {done['steps']} steps; a larger max_steps continues it")
         processes.close()

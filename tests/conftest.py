@@ -1,4 +1,4 @@
-"""Fixtures that all tests share: tiny models in folders, the command line, processes over gloo. Nothing here reaches a network."""
+"""Fixtures that all tests share: tiny models in folders, and processes over gloo. Nothing here reaches a network."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors gain nothing from a second thread, and lose much where cores are shared
 
 import pytest
 import torch
-from launching import CommandResult, run_command, run_ranks
-from tiny_models import EMBEDDED_TOKENIZER, build, embedded_tokenizer, save
+from launching import run_ranks
+from tiny_models import build, embedded_tokenizer, save
 from transformers.utils import logging as transformers_logging
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+torch.set_num_threads(1)
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
@@ -43,36 +43,12 @@ def llama_folder(model_folder: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def llama_teacher_folder(model_folder: Callable[..., Path]) -> Path:
-    """Another one, of another width."""
-    return model_folder("llama", seed=1, hidden_size=32)
-
-
-@pytest.fixture(scope="session")
 def t5_folder(model_folder: Callable[..., Path]) -> Path:
     """A random encoder-decoder model that answers in the embedded vocabulary."""
     return model_folder("t5")
 
 
 @pytest.fixture(scope="session")
-def t5_teacher_folder(model_folder: Callable[..., Path]) -> Path:
-    """Another one, of another width."""
-    return model_folder("t5", seed=1, d_model=32)
-
-
-@pytest.fixture(scope="session")
-def tokenizer_folder() -> Path:
-    """The folder of the embedded tokenizer."""
-    return EMBEDDED_TOKENIZER
-
-
-@pytest.fixture(scope="session")
 def ranks() -> Callable[..., list]:
     """``launching.run_ranks``: results of a function run in several processes joined over gloo."""
     return run_ranks
-
-
-@pytest.fixture(scope="session")
-def command() -> Callable[..., CommandResult]:
-    """``launching.run_command``: status and output of ``python -m gkd_rl ...``."""
-    return run_command

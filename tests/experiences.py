@@ -18,7 +18,7 @@ from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.rows import join, take_experience
 from gkd_rl.rollout.sampler import InProcessSampler, dataset_rollouts
 from gkd_rl.teacher.local import LocalTeacher
-from gkd_rl.types import Example, Experience, GlobalCounts
+from gkd_rl.types import Example, Experience, GlobalCounts, Rollouts
 
 
 def examples(count: int, start: int = 0, letters: str = "abcdefgh") -> list[Example]:
@@ -94,10 +94,8 @@ def own_logits(model: LanguageModel, prompt: list[int], completion: list[int]) -
     return logits[len(prompt) - 1 : -1]
 
 
-def token_rows(experience: Experience) -> list[tuple[list[int], list[int]]]:
+def token_rows(r: Rollouts) -> list[tuple[list[int], list[int]]]:
     """Prompt and completion ids of each row, without padding."""
-    r = experience.rollouts
     return [
-        (r.prompt_ids[i][r.prompt_mask[i]].tolist(), r.completion_ids[i][r.completion_mask[i]].tolist())
-        for i in range(len(r.examples))
+        (r.prompt_ids[i][r.prompt_mask[i]].tolist(), r.completion_ids[i][r.completion_mask[i]].tolist()) for i in range(len(r.examples))
     ]

@@ -1,4 +1,4 @@
-"""Running functions in several processes over gloo, and the command line in one of its own.
+"""Running functions in several processes over gloo.
 
 Run as a script it is one of those processes: ``python launching.py CALL RESULT``.
 """
@@ -13,34 +13,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@dataclass(frozen=True)
-class CommandResult:
-    """What a command left behind."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-
-def run_command(*arguments: str, environment: dict[str, str] | None = None, timeout: float = 240, ranks: int = 1) -> CommandResult:
-    """``python -m gkd_rl *arguments``, under ``torchrun`` where ``ranks`` > 1."""
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(free_port())] if ranks > 1 else []
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "gkd_rl", *arguments],
-        env=_environment(**(environment or {})),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
 def run_ranks(count: int, function: Callable[..., Any], *arguments: Any, timeout: float = 200) -> list[Any]:

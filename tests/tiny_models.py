@@ -26,15 +26,15 @@ from gkd_rl.models.language_model import LanguageModel, wrap
 
 EMBEDDED_TOKENIZER = Path(__file__).resolve().parent.parent / "gkd_rl" / "assets" / "arithmetic-teacher"
 
-_DECODER = dict(
-    hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-    max_position_embeddings=256,
-)  # fmt: skip
-_BART = dict(
-    d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
-    decoder_ffn_dim=32, max_position_embeddings=256, decoder_start_token_id=1, forced_eos_token_id=None,
-)  # fmt: skip
-_T5 = dict(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
+_DECODER = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+    "max_position_embeddings": 256,
+}  # fmt: skip
+_BART = {
+    "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32, "max_position_embeddings": 256, "decoder_start_token_id": 1, "forced_eos_token_id": None,
+}  # fmt: skip
+_T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {**_DECODER, "tie_word_embeddings": True}),
@@ -44,7 +44,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", {**_DECODER, "final_logit_softcapping": 2.0, "sliding_window": 4, "query_pre_attn_scalar": 8}),
     "cohere": ("cohere", {**_DECODER, "logit_scale": 0.25}),
     "granite": ("granite", {**_DECODER, "logits_scaling": 4.0}),
-    "gpt2": ("gpt2", dict(n_embd=16, n_layer=2, n_head=2, n_positions=256)),
+    "gpt2": ("gpt2", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}),
     "t5": ("t5", {**_T5, "tie_word_embeddings": True}),
     "t5:untied": ("t5", {**_T5, "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"}),
     "bart": ("bart", _BART),
@@ -59,7 +59,7 @@ ENCODER_DECODER = tuple(name for name in FAMILIES if name not in CAUSAL)
 def build(kind: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model of a family for ``tokenizer``; ``changes`` go over its configuration."""
     model_type, settings = FAMILIES[kind]
-    ids = dict(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     config = AutoConfig.for_model(model_type, **{"vocab_size": len(tokenizer), **ids, **settings, **changes})
     family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = family.from_config(config)

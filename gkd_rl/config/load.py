@@ -21,7 +21,6 @@ from yaml import YAMLError
 from gkd_rl.config.run import Config, RewardConfig
 from gkd_rl.errors import UserError
 
-
 _FREE_FORM = ("task.options", "ablation.grid")
 
 

@@ -46,7 +46,7 @@ class TaskConfig:
     """``plain``: the task's own template; ``chat``: the tokenizer's chat template."""
     train_examples: int = 0
     """Train on the first so many examples only, reshuffled in every epoch; 0: all that the task has."""
-    max_prompt_tokens: int = 512
+    max_prompt_tokens: int = 384
     """Longest prompt in tokens."""
     long_prompts: Literal["error", "drop"] = "error"
     """What happens to a longer one: an error that names it, or it is left out and counted. Never cut."""

@@ -10,7 +10,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from gkd_rl.errors import UserError
 from gkd_rl.types import Message
 
-
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken*")
 
 

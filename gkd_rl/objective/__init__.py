@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gkd_rl.objective.fused import fused_objective
     from gkd_rl.objective.divergence import token_divergence
+    from gkd_rl.objective.fused import fused_objective
     from gkd_rl.objective.unified import unified_objective
 
 __all__ = ["fused_objective", "token_divergence", "unified_objective"]

@@ -114,9 +114,7 @@ def chunk_losses(chunk: Chunk, streams: Streams, config: ObjectiveConfig) -> Los
     return losses_of(chunk.values, streams.rows(chunk.where), config)
 
 
-def reward_gradient(
-    tiles: Tiles, chunk: Chunk, losses: Losses, tokens: Tensor, config: ObjectiveConfig, soft_cap: float | None
-) -> Tensor:
+def reward_gradient(tiles: Tiles, chunk: Chunk, losses: Losses, tokens: Tensor, config: ObjectiveConfig, soft_cap: float | None) -> Tensor:
     """Gradient of the reward's term alone in the uncapped logits [M, V] of some tokens of the chunk."""
     slopes, _ = slopes_of(chunk, losses.reward)
     picked = Tiles(tiles.student[tokens], None, None if tiles.reference is None else tiles.reference[tokens])

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+from torch.utils._triton import has_triton
 
 from gkd_rl.config.objective import ObjectiveConfig
 from gkd_rl.objective.figures import figures_of
@@ -36,9 +37,7 @@ class Kernels:
         return figures_of(self.first_sweep(tiles), tiles.student.shape[-1], partial(self.second_sweep, tiles), config)
 
 
-def kernels_for(
-    config: ObjectiveConfig, soft_cap: float | None, vocabulary: int, device: torch.device, compile: bool | None
-) -> Kernels:
+def kernels_for(config: ObjectiveConfig, soft_cap: float | None, vocabulary: int, device: torch.device, compile: bool | None) -> Kernels:
     """Eager or compiled kernels with equal results.
 
     Args:
@@ -67,7 +66,7 @@ _COMPILED: dict[tuple[object, ...], Kernels] = {}
 def has_compiler(device: torch.device) -> bool:
     """Whether ``torch.compile`` can build kernels for the device here."""
     if device.type == "cuda":
-        return torch.utils._triton.has_triton()
+        return has_triton()
     return any(shutil.which(name) for name in ("g++", "clang++"))
 
 

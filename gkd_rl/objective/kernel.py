@@ -120,11 +120,13 @@ def target_logits(tiles: Tiles, config: ObjectiveConfig) -> Tensor:
     return weight * teacher.clamp_min(LOG_FLOOR) + (1 - weight) * reference.clamp_min(LOG_FLOOR)
 
 
-def _in_blocks(tile: Tensor) -> Tensor:
-    """A tile [n, V] as [n, S, V/S]."""
-    width = tile.shape[-1]
+def _in_blocks(tiles: Tiles) -> Tiles:
+    """Tiles [n, V] as [n, S, V/S]; a vocabulary without a suitable divisor is one block."""
+    width = tiles.student.shape[-1]
     blocks = next((b for b in range(-(-width // LONGEST_BLOCK), 257) if width % b == 0), 1)
-    return tile.unflatten(-1, (blocks, -1))
+    student, *others = (None if tile is None else tile.unflatten(-1, (blocks, -1)) for tile in tiles)
+    assert student is not None
+    return Tiles(student, *others)
 
 
 def _summed(logits: Tensor) -> tuple[Blocks, Tensor, Tensor]:
@@ -137,7 +139,7 @@ def _summed(logits: Tensor) -> tuple[Blocks, Tensor, Tensor]:
 
 def first_sweep(tiles: Tiles, config: ObjectiveConfig) -> Partials:
     """Block sums of all distributions and of the gaps between them."""
-    tiles = Tiles(*(None if tile is None else _in_blocks(tile) for tile in tiles))
+    tiles = _in_blocks(tiles)
     student, x, e = _summed(tiles.student)
     reference = reference_gap = tempered_student = None
     if tiles.reference is not None:
@@ -150,14 +152,12 @@ def first_sweep(tiles: Tiles, config: ObjectiveConfig) -> Partials:
     target, y, f = _summed(target_logits(tiles, config))
     at_top = torch.where(y == 0, x, -torch.inf).amax(-1)
     gap = x - y
-    return Partials(
-        student, tempered_student, target, reference, (e * gap).sum(-1), -(f * gap).sum(-1), at_top, reference_gap
-    )
+    return Partials(student, tempered_student, target, reference, (e * gap).sum(-1), -(f * gap).sum(-1), at_top, reference_gap)
 
 
 def second_sweep(tiles: Tiles, lse: Tensor, target_lse: Tensor, doubt: Tensor, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
     """Block sums [n, S] of value and pull of the divergence; the arguments [n, S] repeat a row's figure for each of its blocks."""
-    tiles = Tiles(*(None if tile is None else _in_blocks(tile) for tile in tiles))
+    tiles = _in_blocks(tiles)
     lp = log_probs_of(tempered(tiles.student, config.divergence.temperature), lse[..., None])
     lq = log_probs_of(target_logits(tiles, config), target_lse[..., None])
     value, pull = pointwise_of(config.divergence)(lp, lq, lp.exp(), lq.exp(), doubt[..., None])

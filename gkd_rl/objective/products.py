@@ -10,26 +10,28 @@ import torch
 from torch import Tensor
 
 LEAST_WORK = 2**20
-"""Products smaller than this go through ``torch.mm``: their time is all overhead."""
+"""Products of fewer multiplications go through ``torch.mm``: their time is all overhead."""
 
-BLOCK_BYTES = 2**20
+BLOCK_BYTES = 8 * 2**20
 """Size of the pieces in which a product is added to a matrix on a CPU."""
 
 
-def _through_onednn(left: Tensor, right: Tensor) -> bool:
+def _through_onednn(left: Tensor, right: Tensor, multiplications: int) -> bool:
     return (
         left.device.type == "cpu"
         and left.dtype == right.dtype == torch.float32
+        and left.is_contiguous()
+        and (right.is_contiguous() or right.T.is_contiguous())
         and torch.backends.mkldnn.enabled
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and len(left) * right.numel() >= LEAST_WORK
+        and multiplications >= LEAST_WORK
     )
 
 
 def times_transposed(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """left·rightᵀ [n, V] of [n, K] and [V, K], returned in ``dtype`` (at least that of the factors)."""
-    if _through_onednn(left, right):
+    if _through_onednn(left, right, left.numel() * len(right)):
         return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
     if left.dtype == dtype:
         return left @ right.T
@@ -38,7 +40,7 @@ def times_transposed(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 
 def add_product_(out: Tensor, left: Tensor, right: Tensor) -> None:
     """out ← out + leftᵀ·right, [V, K] of [n, V] and [n, K]; ``out`` may be wider than the factors (fp32 sums of half products)."""
-    if _through_onednn(right, left):
+    if _through_onednn(left, right, left.numel() * right.shape[1]):
         rows = max(1, BLOCK_BYTES // (out.element_size() * out.shape[1]))
         transposed = right.T
         for start in range(0, len(out), rows):

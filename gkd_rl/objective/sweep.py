@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ class Sweep:
         self.chunk = chunk_tokens or max(CHUNK_TOKENS.get(device.type, 256), SMALL_TILE_BYTES // (4 * self.vocabulary))
         self.streams = streams_of(batch, config, counts)
         stride = config.telemetry.interference_stride if self.teacher else 0
-        self.compared = compared_tokens(self.streams, stride)
+        self.compared = compared_tokens(self.streams, stride).cpu()
         self.compares = stride > 0
 
     def run(self, weight: bool, bias: bool, needs_gradient: bool) -> Gradients | None:
@@ -70,11 +71,25 @@ class Sweep:
         for where in self._slices():
             tiles = self._tiles(where)
             chunk = read_chunk(tiles, self.kernels.figures(tiles, self.config), self.token_ids[where], where, self.config)
-            if made is not None:
-                compared.append(self._add_gradients(made, tiles, chunk))
             chunks.append(chunk)
-        self._finish(chunks, compared)
+            if made is None:
+                continue
+            losses = chunk_losses(chunk, self.streams, self.config)
+            tokens = self._compared_in(where)
+            by_reward = self._reward_gradient(tiles, chunk, losses, tokens) if len(tokens) else None
+            gradient = self._logit_gradient(tiles, chunk, losses)
+            # The teacher's tile makes room for what the products below need.
+            del tiles
+            self._add_gradients(made, gradient, where)
+            if by_reward is not None:
+                compared.append((by_reward, made.hidden[where][tokens] - by_reward))
+        self._finish(chunks, compared if made is not None else None)
         return made
+
+    def _compared_in(self, where: slice) -> Tensor:
+        """Which of a chunk's tokens are compared [M]."""
+        inside = self.compared[(self.compared >= where.start) & (self.compared < where.stop)] - where.start
+        return inside.to(self.token_ids.device)
 
     def _slices(self) -> Iterator[slice]:
         """Chunks of tokens; one empty chunk if there are no tokens."""
@@ -91,14 +106,13 @@ class Sweep:
 
     def _look_ahead(self) -> None:
         """Log-probabilities of all tokens, for terms that depend on whole sequences."""
-        values = [
-            read_chunk(tiles, self.kernels.figures(tiles, self.config), self.token_ids[where], where, self.config).values
-            for where in self._slices()
-            for tiles in (self._tiles(where),)
-        ]
-        self.streams = with_sequences(
-            self.streams, *(_joined([getattr(v, name) for v in values]) for name in ("logprob", "teacher_logprob")), self.config
-        )
+        chunks = []
+        teacher_matters = self.config.surrogate.teacher_in_ratio > 0 or self.config.divergence.use == "advantage"
+        for where in self._slices():
+            tiles = self._tiles(where) if teacher_matters else Tiles(self.student.logits(where), None, None)
+            chunks.append(read_chunk(tiles, self.kernels.figures(tiles, self.config), self.token_ids[where], where, self.config))
+        values = _joined([chunk.values for chunk in chunks])
+        self.streams = with_sequences(self.streams, values.logprob, values.teacher_logprob, self.config)
 
     def _empty_gradients(self, weight: bool, bias: bool) -> Gradients:
         dtype = self.student.dtype
@@ -108,13 +122,14 @@ class Sweep:
             torch.zeros(self.vocabulary, dtype=dtype, device=self.token_ids.device) if bias else None,
         )
 
-    def _add_gradients(self, made: Gradients, tiles: Tiles, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """Adds the chunk's part of the gradients; returns those of reward and divergence at the compared tokens [M, H]."""
-        student, where, cap = self.student, chunk.where, self.student.soft_cap
-        losses = chunk_losses(chunk, self.streams, self.config)
+    def _reward_gradient(self, tiles: Tiles, chunk: Chunk, losses: Losses, tokens: Tensor) -> Tensor:
+        """Gradient of the reward's term at the hidden states of some tokens [M, H]."""
+        return self.student.to_hidden(reward_gradient(tiles, chunk, losses, tokens, self.config, self.student.soft_cap))
+
+    def _logit_gradient(self, tiles: Tiles, chunk: Chunk, losses: Losses) -> Tensor:
+        """Gradient of the loss in the chunk's uncapped logits [n, V], written over the student's tile."""
+        cap = self.student.soft_cap
         slopes, kept_slopes = slopes_of(chunk, losses.reward, losses.divergence, losses.cross_entropy)
-        tokens = self.compared[(self.compared >= where.start) & (self.compared < where.stop)] - where.start
-        by_reward = student.to_hidden(reward_gradient(tiles, chunk, losses, tokens, self.config, cap))
         ids = chunk.token_ids[:, None]
         at_token = tiles.student.gather(-1, ids)
         at_kept = None if chunk.kept is None else tiles.student.gather(-1, chunk.kept)
@@ -122,30 +137,38 @@ class Sweep:
         add_at(gradient, at_token, ids, slopes.logprob[:, None], cap)
         if chunk.kept is not None and at_kept is not None and kept_slopes is not None:
             add_at(gradient, at_kept, chunk.kept, kept_slopes / self.config.divergence.temperature, cap)
-        made.hidden[where] = student.to_hidden(gradient)
-        if made.weight is not None:
-            student.add_to_weight_(made.weight, gradient, where)
-        if made.bias is not None:
-            student.add_to_bias_(made.bias, gradient)
-        return by_reward, made.hidden[where][tokens] - by_reward
+        return gradient
 
-    def _finish(self, chunks: Sequence[Chunk], compared: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def _add_gradients(self, made: Gradients, gradient: Tensor, where: slice) -> None:
+        """Adds a chunk's part to the gradients, from its gradient in the uncapped logits [n, V]."""
+        made.hidden[where] = self.student.to_hidden(gradient)
+        if made.weight is not None:
+            self.student.add_to_weight_(made.weight, gradient, where)
+        if made.bias is not None:
+            self.student.add_to_bias_(made.bias, gradient)
+
+    def _finish(self, chunks: Sequence[Chunk], compared: Sequence[tuple[Tensor, Tensor]] | None) -> None:
         """Joins the chunks' values and takes losses and sums of the whole micro-batch."""
-        names = [f.name for f in fields(TokenValues)]
-        self.values = TokenValues(**{name: _joined([getattr(c.values, name) for c in chunks]) for name in names})
+        self.values = _joined([chunk.values for chunk in chunks])
         self.losses = losses_of(self.values, self.streams, self.config)
-        views = [c.view for c in chunks if c.view is not None]
-        names = [f.name for f in fields(TeacherView)]
-        view = TeacherView(**{name: _joined([getattr(v, name) for v in views]) for name in names}) if views else None
+        views = [chunk.view for chunk in chunks if chunk.view is not None]
+        view = _joined(views) if views else None
         self.sums = sums_of(self.losses, self.values, self.streams, view, self.config)
-        if compared and self.compares:
-            self.sums |= interference(*(torch.cat(parts) for parts in zip(*compared, strict=True)))
+        if compared is not None and self.compares:
+            nothing = torch.zeros(0, self.student.hidden.shape[1], device=self.token_ids.device)
+            columns = zip(*compared, (nothing, nothing), strict=True)
+            self.sums |= interference(*(torch.cat(column) for column in columns))
 
 
 def _projection(hidden: Tensor | None, head: Head | None) -> Projection | None:
     return None if hidden is None or head is None else Projection(hidden, head)
 
 
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """The chunks' parts as one tensor [N] without gradient; None where the quantity does not exist."""
-    return torch.cat([part.detach() for part in parts if part is not None]) if parts[0] is not None else None
+Record = TypeVar("Record", TokenValues, TeacherView)
+
+
+def _joined(parts: Sequence[Record]) -> Record:
+    """The chunks' records as one, [N] without gradient; what does not exist stays None."""
+    columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(parts[0])}
+    whole: dict[str, Any] = {name: None if column[0] is None else torch.cat(column).detach() for name, column in columns.items()}
+    return cast(Record, type(parts[0])(**whole))

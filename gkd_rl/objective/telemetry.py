@@ -34,9 +34,7 @@ class TeacherView:
 
 
 @torch.no_grad()
-def sums_of(
-    losses: Losses, values: TokenValues, streams: Streams, view: TeacherView | None, config: ObjectiveConfig
-) -> dict[str, Tensor]:
+def sums_of(losses: Losses, values: TokenValues, streams: Streams, view: TeacherView | None, config: ObjectiveConfig) -> dict[str, Tensor]:
     """Sums over the micro-batch's tokens, fp32 scalars; ``summarise`` says what each mean is."""
     reward_on, imitated = streams.reward != 0, streams.cross_entropy != 0
     sums = {

@@ -5,6 +5,7 @@ their gradients come about differs. Shapes: N tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,8 +42,9 @@ class Streams:
 
     def rows(self, where: slice) -> Streams:
         """The streams of some tokens."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Streams(**{name: value if value is None else value[where] for name, value in values.items()})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        part: dict[str, Any] = {name: value if value is None else value[where] for name, value in values.items()}
+        return Streams(**part)
 
 
 @dataclass(frozen=True)

@@ -63,9 +63,7 @@ def _token_values(student: Tensor, batch: TokenBatch, config: ObjectiveConfig) -
     if config.surrogate.reference_kl_weight:
         assert reference is not None, "validate_objective asks for a reference"
         reference_kl = _kl_to(lp, log_probs(reference))
-    values = TokenValues(
-        logprob=_at(lp, batch.token_ids), entropy=-(lp.exp() * lp).sum(-1), reference_kl=reference_kl
-    )
+    values = TokenValues(logprob=_at(lp, batch.token_ids), entropy=-(lp.exp() * lp).sum(-1), reference_kl=reference_kl)
     if batch.teacher_hidden is None or batch.teacher_head is None:
         return values, None
     teacher = logits_of(batch.teacher_hidden, batch.teacher_head).detach()
@@ -113,10 +111,7 @@ def _view(lp: Tensor, lq: Tensor, config: DivergenceConfig) -> TeacherView:
 def _interference(losses: Losses, hidden: Tensor, tokens: Tensor) -> dict[str, Tensor]:
     """The two terms' gradients at the hidden states of some tokens, by autograd."""
     by_reward, by_divergence = (
-        torch.autograd.grad(term.sum(), hidden, retain_graph=True, allow_unused=True)[0]
-        for term in (losses.reward, losses.divergence)
+        torch.autograd.grad(term.sum(), hidden, retain_graph=True, allow_unused=True)[0] for term in (losses.reward, losses.divergence)
     )
     zero = torch.zeros_like(hidden)
-    return interference(
-        (zero if by_reward is None else by_reward)[tokens], (zero if by_divergence is None else by_divergence)[tokens]
-    )
+    return interference((zero if by_reward is None else by_reward)[tokens], (zero if by_divergence is None else by_divergence)[tokens])

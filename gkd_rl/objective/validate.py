@@ -78,9 +78,7 @@ def _weights(config: ObjectiveConfig) -> Iterator[str]:
     for term in ("reward", "divergence"):
         weight, schedule = getattr(config, f"{term}_weight"), getattr(config, f"{term}_schedule")
         if weight is None and schedule.kind != "constant":
-            yield (
-                f"objective.{term}_schedule moves objective.{term}_weight, which is not set; set it, or use objective.alpha_schedule."
-            )
+            yield (f"objective.{term}_schedule moves objective.{term}_weight, which is not set; set it, or use objective.alpha_schedule.")
         if weight is not None:
             if min(_path_values(weight, schedule)) < 0:
                 yield f"objective.{term}_weight goes below 0, which would maximise what should be minimised; use a weight ≥ 0."
@@ -180,7 +178,7 @@ def _gate(config: GateConfig, reward: bool, divergence: bool, has_reward: bool, 
     if not (divergence and has_teacher):
         yield f"objective.gate.kind '{config.kind}' gates the divergence, whose weight is 0; set the gate to 'none'."
     if config.kind == "right_reward_wrong_divergence" and not reward:
-        yield "objective.gate.kind 'right_reward_wrong_divergence' needs the reward's term too; set objective.alpha below 1, or use 'wrong'."
+        yield "objective.gate.kind 'right_reward_wrong_divergence' needs the reward's term; set objective.alpha below 1, or use 'wrong'."
 
 
 def _surrogate(
@@ -215,7 +213,7 @@ def _surrogate(
             "gradient; set objective.surrogate.correction.kind=truncate or mask, or sample exactly."
         )
     if config.correction.kind != "none" and not has_old_logprobs:
-        yield "objective.surrogate.correction needs the sampler's log-probabilities; set its kind to 'none', or use a sampler that returns them."
+        yield "objective.surrogate.correction needs the sampler's log-probabilities; set its kind to 'none', or use another sampler."
 
 
 def _reference(config: ObjectiveConfig, reward: bool, divergence: bool, has_reference: bool) -> Iterator[str]:

@@ -76,7 +76,7 @@ class InProcessSampler:
             logprobs=logprobs[:, :width],
             sampler_logprobs=sampler_logprobs[:, :width],
             on_policy=torch.ones(len(ids), dtype=torch.bool, device=ids.device),
-            group=torch.tensor([e.key for e in examples for _ in range(per_prompt)], device=ids.device),
+            group=torch.tensor([e.key for e in examples for _ in range(per_prompt)], dtype=torch.long, device=ids.device),
             version=torch.full((len(ids),), self.version, device=ids.device),
             texts=decode(self.model, ids[:, :width], mask),
         )
@@ -152,7 +152,7 @@ def dataset_rollouts(model: LanguageModel, examples: Sequence[Example], max_new_
 def decode(model: LanguageModel, ids: Tensor, mask: Tensor) -> tuple[str, ...]:
     """Texts of completions, special tokens left out."""
     kept = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
-    return tuple(model.tokenizer.batch_decode(kept, skip_special_tokens=True))
+    return tuple(model.tokenizer.batch_decode(kept, skip_special_tokens=True)) if kept else ()
 
 
 def _end_tokens(model: LanguageModel) -> Tensor:

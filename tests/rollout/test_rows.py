@@ -1,0 +1,106 @@
+"""Picking, joining and cutting rows: nothing is lost, nothing is doubled, and padding is all that changes."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from experiences import experience, rows_of, token_rows
+from tiny_models import language_model
+
+from gkd_rl.rollout.rows import join_experiences, lengths, micro_batches, padding_share, take_experience
+from gkd_rl.types import Experience, Gates
+
+
+@pytest.fixture(scope="module")
+def whole() -> Experience:
+    """Fourteen rows of unequal lengths, with everything that an experience can carry."""
+    made = experience(language_model("llama"), language_model("llama", seed=1), 6, 2, dataset=2)
+    gates = Gates(torch.arange(14.0), -torch.arange(14.0))
+    assert made.teacher is not None
+    return replace(made, gates=gates, reference=replace(made.teacher, hidden=made.teacher.hidden * 2))
+
+
+def _contents(e: Experience) -> list[tuple]:
+    """Everything that belongs to each row, free of padding."""
+    assert e.teacher is not None and e.reference is not None and e.gates is not None
+    r = e.rollouts
+    rows = []
+    for i, (prompt, completion) in enumerate(token_rows(r)):
+        valid = slice(0, len(completion))
+        rows.append(
+            (
+                *(tuple(prompt), tuple(completion), r.examples[i].key, r.texts[i]),
+                *(tuple(r.logprobs[i, valid].tolist()), tuple(r.sampler_logprobs[i, valid].tolist())),
+                *(r.on_policy[i].item(), r.group[i].item(), r.version[i].item()),
+                *(str(e.rewards[i].item()), str(e.components["random"][i].item()), e.advantages[i].item()),
+                *(e.gates.reward[i].item(), e.gates.divergence[i].item()),
+                *(e.teacher.hidden[i, valid].sum().item(), e.reference.hidden[i, valid].sum().item()),
+            )
+        )
+    return rows
+
+
+def test_taken_rows_keep_all_that_is_theirs_and_lose_shared_padding(whole: Experience):
+    rows = [3, 0, 12]
+    taken = take_experience(whole, torch.tensor(rows))
+    assert _contents(taken) == [_contents(whole)[i] for i in rows]
+    prompt, completion = lengths(taken.rollouts)
+    assert taken.rollouts.prompt_ids.shape[1] == prompt.max()
+    assert taken.rollouts.completion_ids.shape[1] == completion.max()
+    assert taken.teacher is not None and taken.teacher.hidden.shape[1] == completion.max()
+
+
+def test_no_rows_can_be_taken(whole: Experience):
+    none = take_experience(whole, torch.tensor([], dtype=torch.long))
+    assert len(none.rewards) == len(none.rollouts.examples) == 0
+
+
+def test_joined_parts_are_the_whole_again(whole: Experience):
+    prompt, completion = lengths(whole.rollouts)
+    first, second = int(prompt.argmin()), int(completion.argmin())
+    rest = [i for i in range(14) if i not in (first, second)]
+    parts = rows_of(whole, [first], [second], rest)
+    assert len({part.rollouts.completion_ids.shape[1] for part in parts}) > 1
+    assert len({part.rollouts.prompt_ids.shape[1] for part in parts}) > 1
+    joined = join_experiences(parts, pad=0)
+    assert _contents(joined) == [_contents(whole)[i] for i in (first, second, *rest)]
+    assert (joined.rollouts.prompt_ids[~joined.rollouts.prompt_mask] == 0).all()
+    assert (joined.rollouts.completion_ids[~joined.rollouts.completion_mask] == 0).all()
+
+
+@pytest.mark.parametrize("budget", [1, 15, 24, 60, 10_000])
+def test_micro_batches_hold_every_row_once_within_the_budget(whole: Experience, budget: int):
+    parts = micro_batches(whole, budget)
+    found = [row for part in parts for row in _contents(part)]
+    assert sorted(found, key=str) == sorted(_contents(whole), key=str)
+    for part in parts:
+        padded = part.rollouts.prompt_ids.numel() + part.rollouts.completion_ids.numel()
+        assert padded <= budget or len(part.rewards) == 1
+    assert len(parts) == {1: 14, 10_000: 1}.get(budget, len(parts))
+
+
+def test_rows_of_like_length_go_together(whole: Experience):
+    parts = micro_batches(whole, 40)
+    sizes = [[p + c for p, c in zip(*(n.tolist() for n in lengths(part.rollouts)), strict=True)] for part in parts]
+    assert all(max(before) <= min(after) for before, after in itertools.pairwise(sizes))
+    assert padding_share(parts) < padding_share([whole])
+
+
+def test_the_share_of_padding_is_counted(whole: Experience):
+    part = take_experience(whole, torch.tensor([0, 12]))
+    valid = sum(len(prompt) + len(completion) for prompt, completion in token_rows(part.rollouts))
+    total = part.rollouts.prompt_ids.numel() + part.rollouts.completion_ids.numel()
+    assert padding_share([part]) == pytest.approx(1 - valid / total)
+    assert padding_share([take_experience(whole, torch.tensor([5]))]) == 0.0
+
+
+def test_what_is_handed_out_is_a_copy(whole: Experience):
+    before = _contents(whole)
+    for part in micro_batches(whole, 10_000):
+        assert part.teacher is not None
+        for tensor in (part.rollouts.completion_ids, part.rollouts.logprobs, part.advantages, part.teacher.hidden, part.rewards):
+            tensor.zero_()
+    assert _contents(whole) == before

@@ -1,0 +1,93 @@
+"""Two processes under ``torchrun`` do the work of one, and leave one set of files."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from workbench import Outcome, check_folder, rows_of
+
+SAME = ["max_steps=3", "rollout.updates_per_pass=1", "evaluation.every=2"]
+
+
+def _torchrun() -> tuple[str, ...]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    return ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", str(port))
+
+
+@pytest.fixture(scope="module")
+def two(run: Callable[..., Outcome], arithmetic: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """A run of two processes at ZeRO stage 2."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    return folder, run("train", arithmetic, f"run_dir={folder}", "engine.zero_stage=2", *SAME, launcher=_torchrun())
+
+
+@pytest.fixture
+def one(cli: Callable[..., Outcome], arithmetic: Path, tmp_path: Path) -> Path:
+    """The same run of one process without ZeRO."""
+    outcome = cli("train", arithmetic, f"run_dir={tmp_path / 'one'}", *SAME)
+    assert outcome.status == 0, outcome.err
+    return tmp_path / "one"
+
+
+def test_two_processes_learn_what_one_learns(two: tuple[Path, Outcome], one: Path) -> None:
+    folder, outcome = two
+    assert outcome.status == 0, outcome.err
+    ours, ours_rollouts, summary = check_folder(folder, steps=3)
+    theirs, theirs_rollouts, single = check_folder(one, steps=3)
+    for mine, its in zip(ours, theirs, strict=True):
+        assert set(mine) == set(its)
+        for name in ("loss", "divergence_loss", "reward_loss", "divergence", "reverse_kl", "entropy", "grad_norm", "ratio"):
+            assert mine[name] == pytest.approx(its[name], abs=1e-4), (mine["step"], name)
+        for name in ("reward", "length", "truncated", "tokens", "advantage_rms"):
+            assert mine[name] == pytest.approx(its[name]), (mine["step"], name)
+    assert [row["tokens"] for row in ours_rollouts] == [row["tokens"] for row in theirs_rollouts]
+    assert [row["advantage"] for row in ours_rollouts] == [row["advantage"] for row in theirs_rollouts]
+    for name in ("accuracy_before", "accuracy_after", "accuracy_teacher"):
+        assert summary[name] == single[name]
+
+
+def test_only_one_of_two_processes_speaks_and_writes(two: tuple[Path, Outcome]) -> None:
+    folder, outcome = two
+    assert outcome.out.count("greedy accuracy") == 1
+    assert outcome.out.count(str(folder / "curves.png")) == 1
+    assert len(rows_of(folder / "metrics.jsonl")) == len(rows_of(folder / "timings.jsonl")) == 3
+    assert {file.name for file in (folder / "checkpoints" / "step-00000003").glob("buffer-*.pt")} == {"buffer-0.pt", "buffer-1.pt"}
+
+
+def test_one_process_does_not_continue_the_run_of_two(cli, two: tuple[Path, Outcome], arithmetic: Path) -> None:
+    again = ["engine.zero_stage=2", *SAME[1:], "max_steps=4", "resume=auto"]
+    outcome = cli("train", arithmetic, f"run_dir={two[0]}", *again)
+    assert outcome.status == 2
+    assert "holds a run of 2 processes, not 1; start as many to continue it" in outcome.err
+
+
+@pytest.mark.slow
+def test_two_processes_continue_to_the_last_digit(run, two: tuple[Path, Outcome], arithmetic: Path, tmp_path: Path) -> None:
+    settings = ["engine.zero_stage=2", *SAME, "checkpoint.every=1"]
+    half, folder = tmp_path / "half", two[0]
+    assert run("train", arithmetic, f"run_dir={half}", *settings, "max_steps=1", launcher=_torchrun()).status == 0
+    outcome = run("train", arithmetic, f"run_dir={half}", *settings, "resume=auto", launcher=_torchrun())
+    assert outcome.status == 0, outcome.err
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        assert (half / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [["rollout.prompts_per_step=1"], ["engine.zero_stage=3"]])
+def test_two_processes_end_well_with_few_prompts_and_at_stage_three(run, arithmetic, tmp_path: Path, overrides: list[str]) -> None:
+    outcome = run("train", arithmetic, f"run_dir={tmp_path / 'run'}", *SAME, *overrides, launcher=_torchrun())
+    assert outcome.status == 0, outcome.err
+    check_folder(tmp_path / "run", steps=3)
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_both_processes(run, arithmetic: Path, tmp_path: Path) -> None:
+    outcome = run("train", arithmetic, f"run_dir={tmp_path / 'run'}", "student.path=embedded:nobody", launcher=_torchrun())
+    assert outcome.status != 0
+    assert "gkd-rl: student.path: there is no embedded model 'nobody'" in outcome.err
+    assert not (tmp_path / "run").exists()
