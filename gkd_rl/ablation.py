@@ -104,7 +104,8 @@ def _finished(config: Config, point: Point) -> bool:
     if not (point.folder / "summary.json").is_file():
         return False
     before = load_config(point.folder / "config.yaml")
-    return all(key.startswith("ablation.") for key in differences(before, with_overrides(config, point.overrides)))
+    differing = differences(before, with_overrides(config, point.overrides))
+    return all(key == "run_dir" or key.startswith("ablation.") for key in differing)
 
 
 def _run(point: Point, config_path: str, overrides: Sequence[str]) -> bool:

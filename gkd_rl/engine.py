@@ -244,4 +244,7 @@ def _deepspeed_config(config: EngineConfig, optimizer: OptimizerConfig, dtype: t
     }
     if dtype == torch.bfloat16:
         settings["bf16"] = {"enabled": True}
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        # Stage 0 would add gradients up in bfloat16 and start AdamW's bias correction at its second step.
+        settings["zero_optimization"]["stage"] = max(1, config.zero_stage)
     return settings

@@ -55,6 +55,8 @@ def everything(experiences: dict[str, Experience], folder: str) -> dict[str, Any
         for stage in STAGES:
             place = Path(folder) / f"{kind}-{stage}-{processes.count}"
             found[kind, stage] = _train(kind, stage, experiences[kind], processes, place)
+    for stage in STAGES:
+        found["bfloat16", stage] = _first_change("llama", stage, experiences["llama"], processes, torch.bfloat16)
     processes.close()
     return found
 
@@ -80,6 +82,16 @@ def _train(kind: str, stage: int, experience: Experience, processes: Processes, 
         "texts": texts,
         "parameter_count": model.parameters,
     }
+
+
+def _first_change(kind: str, stage: int, experience: Experience, processes: Processes, dtype: torch.dtype) -> Tensor:
+    """What the first update adds to the parameters of a model of another precision."""
+    model = language_model(kind)
+    model.module.to(dtype)  # pyright: ignore
+    before = torch.cat([p.detach().float().flatten() for p in model.module.parameters()])
+    engine = _engine(model, kind, stage, processes)
+    _update(engine, model, kind, experience, 0)
+    return _parameters(engine, model).float() - before
 
 
 def _engine(model: LanguageModel, kind: str, stage: int, processes: Processes) -> Engine:

@@ -56,6 +56,17 @@ def test_two_ranks_train_as_one_batch_does_with_unequal_shares_and_an_empty_one(
         _assert_equal_training(found[kind, stage], plain[kind])
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_half_precision_model_takes_the_same_step_but_for_rounding(
+    one_rank: list, two_ranks: list, plain: dict[str, Any], stage: int
+):
+    initial = torch.cat([p.detach().flatten() for p in language_model("llama").module.parameters()])
+    expected = plain["llama"]["parameters"][0] - initial
+    for found in (*one_rank, *two_ranks):
+        print(float((found["bfloat16", stage] - expected).norm() / expected.norm()))
+        assert (found["bfloat16", stage] - expected).norm() < 0.15 * expected.norm()
+
+
 @pytest.mark.parametrize(("kind", "stage"), CASES)
 def test_a_restored_engine_continues_to_the_last_digit(one_rank: list, two_ranks: list, kind: str, stage: int):
     for found in (*one_rank, *two_ranks):

@@ -1,0 +1,79 @@
+"""``gkd-rl ablate``: every point of a grid once, a failure beside the others."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from workbench import Outcome, check_folder
+
+GRID = ["max_steps=2", "ablation.grid={objective.alpha: [0, 1]}", "ablation.seeds=[0, 1]", "evaluation.teacher=false"]
+NAMES = ["alpha-0_seed-0", "alpha-0_seed-1", "alpha-1_seed-0", "alpha-1_seed-1"]
+
+
+@pytest.fixture(scope="module")
+def ablated(run: Callable[..., Outcome], small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """Two settings with two seeds each."""
+    folder = tmp_path_factory.mktemp("ablation") / "sweep"
+    outcome = run("ablate", small, f"run_dir={folder}", *GRID)
+    assert outcome.status == 0, outcome.err
+    return folder, outcome
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_point_of_the_grid_is_a_row_and_a_whole_run(ablated: tuple[Path, Outcome]) -> None:
+    folder, _ = ablated
+    rows = _rows(folder)
+    assert [(row["objective.alpha"], row["seed"]) for row in rows] == [("0", "0"), ("0", "1"), ("1", "0"), ("1", "1")]
+    assert [Path(row["run_dir"]).name for row in rows] == NAMES
+    for row in rows:
+        metrics, _, summary = check_folder(Path(row["run_dir"]), steps=2)
+        assert metrics[0]["divergence_weight"] == float(row["objective.alpha"])
+        assert float(row["accuracy"]) == summary["accuracy_after"] and float(row["reverse_kl"]) > 0
+    assert (folder / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_has_a_line_for_each_setting(ablated: tuple[Path, Outcome]) -> None:
+    lines = [line for line in ablated[1].out.splitlines() if "alpha=" in line]
+    assert len(lines) == 2 and all("±" in line for line in lines)
+
+
+def test_all_runs_start_from_one_student(ablated: tuple[Path, Outcome]) -> None:
+    assert len({row["accuracy_before"] for row in _rows(ablated[0])}) == 1
+
+
+def test_finished_runs_are_not_repeated_and_a_failure_is_reported_beside_them(ablated, cli, small: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(ablated[0], tmp_path / "sweep")
+    broken = folder / NAMES[3]
+    shutil.rmtree(broken)
+    broken.mkdir()
+    written = {name: (folder / name / "summary.json").stat().st_mtime_ns for name in NAMES[:3]}
+    with (broken / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        outcome = cli("ablate", small, f"run_dir={folder}", *GRID)
+    assert outcome.status == 0
+    assert f"failed     alpha=1 seed=1: gkd-rl: run_dir {broken} is in use by another run" in outcome.out
+    assert [Path(row["run_dir"]).name for row in _rows(folder)] == NAMES[:3]
+    assert {name: (folder / name / "summary.json").stat().st_mtime_ns for name in NAMES[:3]} == written
+    assert (folder / "frontier.png").is_file()
+
+
+def test_runs_made_with_other_settings_are_not_taken_for_these(ablated, cli, small: Path) -> None:
+    one = ["ablation.grid={objective.alpha: [0]}", "ablation.seeds=[0]"]
+    outcome = cli("ablate", small, f"run_dir={ablated[0]}", *GRID, *one, "optimizer.lr=0.5")
+    assert outcome.status == 2 and outcome.err.count("\n") == 1
+    assert "every run failed; the first one ended with" in outcome.err and "holds a run with optimizer.lr=0.001, not 0.5" in outcome.err
+
+
+def test_a_grid_that_names_a_run_twice_is_refused(refused, small: Path, tmp_path: Path) -> None:
+    said = refused("ablate", small, f"run_dir={tmp_path / 'sweep'}", "ablation.grid={objective.alpha: [0, 1]}", "ablation.seeds=[0, 0]")
+    assert "name a run twice" in said
+    assert not (tmp_path / "sweep").exists()
