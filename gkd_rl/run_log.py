@@ -76,12 +76,12 @@ def rollout_rows(step: int, records: Sequence[tuple[Experience, ObjectiveResult]
                     "rewards": {name: _number(values[i].item()) for name, values in experience.components.items()},
                     "advantage": round(experience.advantages[i].item(), 5),
                     "tokens": rollouts.completion_ids[i, : counts[i]].tolist(),
-                    "logprobs": [round(value, 4) for value in logprobs[i].tolist()],
-                    "divergence": [round(value, 4) for value in divergences[i].tolist()],
+                    "logprobs": [_number(value, 4) for value in logprobs[i].tolist()],
+                    "divergence": [_number(value, 4) for value in divergences[i].tolist()],
                 }
             )
     return rows
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 5)
+def _number(value: float, digits: int = 5) -> float | None:
+    return round(value, digits) if math.isfinite(value) else None

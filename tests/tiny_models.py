@@ -27,13 +27,14 @@ from gkd_rl.models.language_model import LanguageModel, wrap
 EMBEDDED_TOKENIZER = Path(__file__).resolve().parent.parent / "gkd_rl" / "assets" / "arithmetic-teacher"
 
 _DECODER = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
-    "max_position_embeddings": 256,
-}  # fmt: skip
+    **{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 256},
+    **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8},
+}
 _BART = {
-    "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32,
-    "decoder_ffn_dim": 32, "max_position_embeddings": 256, "decoder_start_token_id": 1, "forced_eos_token_id": None,
-}  # fmt: skip
+    **{"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
+    **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 256},
+    **{"decoder_start_token_id": 1, "forced_eos_token_id": None},
+}
 _T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {

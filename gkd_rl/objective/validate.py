@@ -156,6 +156,11 @@ def _estimator(config: DivergenceConfig, in_use: bool, on_policy_share: float) -
         yield f"objective.divergence.estimator '{name}' estimates the reverse KL; set objective.divergence.kind=reverse_kl."
     if name == "k3" and config.kind != "forward_kl":
         yield "objective.divergence.estimator 'k3' has the forward KL's gradient; set objective.divergence.kind=forward_kl."
+    if name in ("k1", "k2", "k3") and (config.temperature, config.teacher_temperature or 1) != (1, 1):
+        yield (
+            f"objective.divergence.estimator '{name}' compares probabilities of tokens, and tokens are drawn at temperature 1; set both "
+            "temperatures to 1, or estimator 'full' or 'top_k'."
+        )
     if name in ("k1", "k2", "k3") and in_use and on_policy_share < 1:
         yield (
             f"objective.divergence.estimator '{name}' assumes tokens sampled from the policy but a share of rows comes from the "

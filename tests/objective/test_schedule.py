@@ -10,9 +10,9 @@ from gkd_rl.config.objective import ObjectiveConfig, ScheduleConfig
 from gkd_rl.objective.schedule import ScoreHistory, TermWeights, has_plateaued, value_at, weights_at
 
 
-def path(kind: str, steps: range, **options) -> list[float]:
+def path(kind: str, at: range, **options) -> list[float]:
     config = ScheduleConfig(kind=kind, end=0.0 if kind != "exponential" else 0.01, **options)
-    return [value_at(1.0, config, step, 11) for step in steps]
+    return [value_at(1.0, config, step, 11) for step in at]
 
 
 def test_paths_by_hand():
