@@ -74,9 +74,7 @@ def ablate(config: Config, config_path: str, overrides: Sequence[str]) -> list[d
 def _points(config: Config) -> Iterator[Point]:
     grid, seeds = config.ablation.grid, config.ablation.seeds
     if not grid or not seeds:
-        raise UserError(
-            "ablation.grid and ablation.seeds must not be empty; for example ablation.grid={objective.alpha: [0, 0.5, 1]}"
-        )
+        raise UserError("ablation.grid and ablation.seeds must not be empty; for example ablation.grid={objective.alpha: [0, 0.5, 1]}")
     lists = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
     for values in itertools.product(*lists.values()):
         settings = dict(zip(lists, values, strict=True))
@@ -110,7 +108,10 @@ def _finished(config: Config, point: Point) -> bool:
 
 def _run(point: Point, config_path: str, overrides: Sequence[str]) -> bool:
     """One training run in a process of its own; its output goes to the run's folder."""
-    point.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        point.folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{point.folder}, where a run of the grid belongs, is not a folder; move it away") from None
     command = [sys.executable, "-m", "gkd_rl", "train", config_path, *overrides, *point.overrides]
     with (point.folder / "output.log").open("w") as log:
         return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode == 0

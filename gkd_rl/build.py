@@ -43,6 +43,8 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     task = make_task(config)
     rewards = make_rewards(config.rewards if config.rewards is not None else task.default_rewards())
     held_out = task.held_out(config.evaluation.examples)
+    if not held_out or task.train_size == 0:
+        raise UserError(f"task.path: {config.task.path} has no {'training' if held_out else 'held-out'} examples; give it some")
     try_rewards(rewards, held_out)
     tokenizer = load_tokenizer(source, where, config.student.trust_remote_code)
     check_prompts(config, tokenizer, held_out, "held-out")

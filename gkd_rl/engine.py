@@ -34,7 +34,8 @@ def quiet_libraries() -> None:
     """Keep libraries' notices from users who can do nothing about them."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    for library in ("torch.distributed", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

@@ -19,7 +19,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         *("gkd_rl.run_folder", "gkd_rl.console", "gkd_rl.checkpoint"),
     ),
     ("gkd_rl.tasks", "gkd_rl.evaluation"),
-    ("gkd_rl.build", "gkd_rl.run_log", "gkd_rl.train", "gkd_rl.sft", "gkd_rl.evaluation.command"),
+    (
+        *("gkd_rl.build", "gkd_rl.run_log", "gkd_rl.run", "gkd_rl.collect", "gkd_rl.train", "gkd_rl.sft"),
+        "gkd_rl.evaluation.command",
+    ),
     ("gkd_rl.ablation", "gkd_rl.report"),
     ("gkd_rl.cli", "gkd_rl.__main__"),
 )

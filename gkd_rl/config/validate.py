@@ -102,4 +102,3 @@ def _number(config: Config, key: str) -> float:
     value = value_at(config, key)
     assert isinstance(value, (int, float))
     return value
-

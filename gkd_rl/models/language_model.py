@@ -185,7 +185,8 @@ def load_language_model(path: str, where: str, dtype: str = "float32", trust_rem
         config = AutoConfig.from_pretrained(source, **options)
         family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         loading = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        module, loaded = family.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True, **loading, **options)
+        found = family.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True, **loading, **options)
+        module, loaded = found  # pyright: ignore[reportGeneralTypeIssues]
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{where}: {path} could not be loaded: {str(error).strip().splitlines()[0]}") from None
     _require_all_weights(loaded, path, where)
@@ -205,7 +206,8 @@ def _require_all_weights(loaded: Mapping[str, Any], path: str, where: str) -> No
 
 def wrap(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
     """A ``LanguageModel`` over a loaded model, its head proved against the model's own logits."""
-    rows, tokens = module.get_input_embeddings().weight.shape[0], vocabulary_size(tokenizer)  # pyright: ignore[reportArgumentType]
+    tokens = vocabulary_size(tokenizer)
+    rows: int = module.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportAssignmentType, reportIndexIssue]
     if rows < tokens:
         raise UserError(f"{module.name_or_path}: the tokenizer has {tokens} tokens, but the model embeds only {rows}")
     cls = EncoderDecoderLanguageModel if module.config.is_encoder_decoder else CausalLanguageModel

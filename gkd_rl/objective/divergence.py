@@ -49,7 +49,7 @@ def gjsd(beta: float) -> Pointwise:
 
 
 def skew_forward_kl(skew: float) -> Pointwise:
-    """KL(q ‖ a·q + (1−a)·p) with a = skew (DistiLLM, arXiv 2402.03898, eq. 4)."""
+    """KL(q ‖ a·q + (1−a)·p) with a = skew (DistiLLM, arXiv 2402.03898)."""
 
     def pointwise(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor, doubt: Tensor) -> tuple[Tensor, Tensor]:
         m = torch.clamp_min(skew * q + (1 - skew) * p, TINY)
@@ -59,7 +59,7 @@ def skew_forward_kl(skew: float) -> Pointwise:
 
 
 def skew_reverse_kl(skew: float) -> Pointwise:
-    """KL(p ‖ a·p + (1−a)·q) with a = skew (DistiLLM, arXiv 2402.03898, eq. 5)."""
+    """KL(p ‖ a·p + (1−a)·q) with a = skew (DistiLLM, arXiv 2402.03898)."""
 
     def pointwise(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor, doubt: Tensor) -> tuple[Tensor, Tensor]:
         m = torch.clamp_min(skew * p + (1 - skew) * q, TINY)

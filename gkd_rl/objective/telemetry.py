@@ -75,7 +75,7 @@ def _policy_sums(values: TokenValues, streams: Streams, on: Tensor, config: Obje
         "ratio": (ratio * on).sum(),
         "clip_low": ((ratio < low) & (streams.advantages < 0) & on).sum(),
         "clip_high": ((ratio > high) & (streams.advantages > 0) & on).sum(),
-        "policy_kl": ((moved.exp() - 1 - moved) * on).sum(),
+        "policy_kl": (((-moved).exp() - 1 + moved) * on).sum(),
         "sampler_correction": (streams.correction * on).sum(),
     }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gkd_rl.config.objective import ObjectiveConfig
 from gkd_rl.objective.gate import sign_agreement
+from gkd_rl.objective.numerics import at_least_fp32
 from gkd_rl.objective.sampled import discounted_sum, k2, k3
 from gkd_rl.objective.surrogate import clipped_surrogate, importance_ratio, sampler_weights, sequence_mean
 from gkd_rl.types import GlobalCounts, TokenBatch
@@ -79,7 +80,7 @@ class Losses:
 def streams_of(batch: TokenBatch, config: ObjectiveConfig, counts: GlobalCounts) -> Streams:
     """Divides weights by counts (0 if a term has no tokens) and replaces what does not apply, so that NaN there changes nothing."""
     reward, divergence, cross_entropy = (
-        weights.float() / count if count else torch.zeros_like(weights, dtype=torch.float32)
+        at_least_fp32(weights) / count if count else torch.zeros_like(at_least_fp32(weights))
         for weights, count in (
             (batch.reward_weights, counts.reward),
             (batch.divergence_weights, counts.divergence),
@@ -125,7 +126,7 @@ def ratio_of(values: TokenValues, streams: Streams, config: ObjectiveConfig) -> 
     """Importance ratio [N], differentiable in the token's log-probability.
 
     ``none``: 1 with the gradient of log p; ``sequence``: the sequence's ratio with that times the gradient of the token's log p
-    (GSPO-token, arXiv 2507.18071, eq. 13).
+    (GSPO-token, arXiv 2507.18071).
     """
     own = values.logprob - values.logprob.detach()
     if config.surrogate.ratio == "none":

@@ -41,7 +41,8 @@ def unified_objective(batch: TokenBatch, config: ObjectiveConfig, counts: Global
         streams = with_sequences(streams, values.logprob.detach(), values.teacher_logprob, config)
     losses = losses_of(values, streams, config)
     sums = sums_of(losses, values, streams, view, config)
-    if view is not None and config.telemetry.interference_stride and batch.student_hidden.requires_grad:
+    differentiable = torch.is_grad_enabled() and batch.student_hidden.requires_grad
+    if view is not None and config.telemetry.interference_stride and differentiable:
         sums |= _interference(losses, batch.student_hidden, compared_tokens(streams, config.telemetry.interference_stride))
     return ObjectiveResult(
         # The sum over hidden states keeps the graph alive when N = 0.
@@ -102,10 +103,16 @@ def _view(lp: Tensor, lq: Tensor, config: DivergenceConfig) -> TeacherView:
     return TeacherView(
         forward_kl=(q * (lq - lp)).sum(-1),
         reverse_kl=_kl_to(lp, lq),
-        top1_agreement=(lp.argmax(-1) == lq.argmax(-1)).float(),
+        top1_agreement=_same_top(lp, lq),
         student_top_k_mass=masses[0],
         teacher_top_k_mass=masses[1],
     )
+
+
+def _same_top(lp: Tensor, lq: Tensor) -> Tensor:
+    """1 where a likeliest token of the teacher is a likeliest of the student [N]."""
+    at_teachers_top = lp.masked_fill(lq < lq.amax(-1, keepdim=True), -torch.inf)
+    return (at_teachers_top.amax(-1) == lp.amax(-1)).to(lp.dtype)
 
 
 def _interference(losses: Losses, hidden: Tensor, tokens: Tensor) -> dict[str, Tensor]:

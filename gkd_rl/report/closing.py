@@ -89,7 +89,7 @@ def draw_curves(folder: Path, summary: Mapping[str, Any]) -> Path:
     for axis in (*axes, length):
         handles, _ = axis.get_legend_handles_labels()
         if handles:
-            axis.legend(fontsize=8, loc="upper right" if axis is length else "best")
+            axis.legend(fontsize=8, loc="lower left" if axis is length else "best")
     path = folder / "curves.png"
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -57,9 +57,7 @@ def test_two_ranks_train_as_one_batch_does_with_unequal_shares_and_an_empty_one(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_half_precision_model_takes_the_same_step_but_for_rounding(
-    one_rank: list, two_ranks: list, plain: dict[str, Any], stage: int
-):
+def test_a_half_precision_model_takes_the_same_step_but_for_rounding(one_rank: list, two_ranks: list, plain: dict[str, Any], stage: int):
     initial = torch.cat([p.detach().flatten() for p in language_model("llama").module.parameters()])
     expected = plain["llama"]["parameters"][0] - initial
     for found in (*one_rank, *two_ranks):

@@ -124,7 +124,9 @@ def test_pull_is_the_gradient_that_autograd_finds(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [{}, {"temperature": 1.7}, {"top_k": 3}, {"top_k": 3, "tail": "renormalise", "temperature": 0.6}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 1.7}, {"top_k": 3}, {"top_k": 3, "tail": "renormalise", "temperature": 0.6}], ids=str
+)
 def test_gradients_equal_finite_differences(kind, options):
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 3, 6, generator=generator, dtype=torch.float64)

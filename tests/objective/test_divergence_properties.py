@@ -56,7 +56,9 @@ def test_the_order_of_the_vocabulary_and_constants_added_to_logits_change_nothin
     order = list(range(student.shape[-1]))
     random.shuffle(order)
     expected = token_divergence(student, teacher, kind=kind)
-    torch.testing.assert_close(token_divergence(student[..., order] + 2, teacher[..., order] - 3, kind=kind), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        token_divergence(student[..., order] + 2, teacher[..., order] - 3, kind=kind), expected, rtol=1e-6, atol=1e-6
+    )
 
 
 @settings(max_examples=60, deadline=None)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from token_batches import logits_batch
 
 from gkd_rl.config.objective import GateConfig, ObjectiveConfig
 from gkd_rl.objective import unified_objective
 from gkd_rl.objective.gate import row_gates, sign_agreement
 from gkd_rl.types import GlobalCounts
-
-from token_batches import logits_batch  # isort: skip
 
 REWARDS = torch.tensor([1.0, 0.0, 0.0, 0.0, torch.nan])
 GROUP = torch.tensor([4, 4, 9, 9, 2])

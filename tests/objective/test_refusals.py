@@ -115,7 +115,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "situation", "reason"), REFUSED, ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+@pytest.mark.parametrize(
+    ("overrides", "situation", "reason"), REFUSED, ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
 def test_what_is_inert_biased_or_impossible_is_refused_with_the_reason(overrides, situation, reason):
     with pytest.raises(UserError, match=reason) as refusal:
         check(*overrides, **situation)

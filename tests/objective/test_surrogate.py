@@ -6,14 +6,13 @@ import math
 
 import pytest
 import torch
+from token_batches import logits_batch
 
 from gkd_rl.config.objective import CorrectionConfig, DivergenceConfig, ObjectiveConfig, SurrogateConfig
 from gkd_rl.objective import unified_objective
 from gkd_rl.objective.sampled import discounted_sum, k2, k3
 from gkd_rl.objective.surrogate import clipped_surrogate, sampler_weights
 from gkd_rl.types import GlobalCounts
-
-from token_batches import logits_batch  # isort: skip
 
 COUNTS = GlobalCounts(1, 1, 1)
 
@@ -82,9 +81,12 @@ def test_without_a_ratio_the_gradient_is_reinforces():
 def test_the_teacher_in_the_ratio_moves_the_anchor():
     batch = moved_batch([0.8, 1.2], [1.0, 1.0], [0, 1])
     teacher = torch.tensor([[0.25, 0.75], [0.4, 0.6]], dtype=torch.float64).log()
-    batch = logits_batch(batch.student_hidden, batch.token_ids, teacher, **{
-        name: getattr(batch, name) for name in ("reward_weights", "divergence_weights", "advantages", "old_logprobs", "sequence_index")
-    })
+    batch = logits_batch(
+        batch.student_hidden,
+        batch.token_ids,
+        teacher,
+        **{name: getattr(batch, name) for name in ("reward_weights", "divergence_weights", "advantages", "old_logprobs", "sequence_index")},
+    )
     # ρ = ½ / (pOld^½ · pT^½)
     expected = [0.5 / math.sqrt(0.5 / 0.8 * 0.25), 0.5 / math.sqrt(0.5 / 1.2 * 0.4)]
     _, slopes = loss_and_slopes(batch, teacher_in_ratio=0.5, clip_low=None, clip_high=None)
@@ -107,8 +109,14 @@ def test_sampler_weights_are_truncated_or_masked_per_token_or_sequence():
 
 def test_the_correction_multiplies_the_advantage():
     batch = moved_batch([1.0, 1.0], [1.0, 1.0], [0, 1])
-    batch = logits_batch(batch.student_hidden, batch.token_ids, reward_weights=batch.reward_weights, divergence_weights=torch.zeros(2),
-        advantages=batch.advantages, sampler_logprobs=batch.old_logprobs - torch.tensor([5.0, 0.5], dtype=torch.float64).log())
+    batch = logits_batch(
+        batch.student_hidden,
+        batch.token_ids,
+        reward_weights=batch.reward_weights,
+        divergence_weights=torch.zeros(2),
+        advantages=batch.advantages,
+        sampler_logprobs=batch.old_logprobs - torch.tensor([5.0, 0.5], dtype=torch.float64).log(),
+    )
     _, slopes = loss_and_slopes(batch, correction=CorrectionConfig(kind="truncate", high=3.0))
     assert slopes == pytest.approx([-3, -0.5])
 
@@ -138,8 +146,16 @@ def test_one_surrogate_carries_both_advantages():
     old = torch.full((1,), math.log(0.25), dtype=torch.float64)  # ρ = 2
 
     def slope(weight: float) -> float:
-        batch = logits_batch(student, torch.zeros(1, dtype=torch.int64), teacher, reward_weights=torch.ones(1), advantages=torch.ones(1),
-            divergence_weights=torch.full((1,), weight), old_logprobs=old, sampler_logprobs=old)
+        batch = logits_batch(
+            student,
+            torch.zeros(1, dtype=torch.int64),
+            teacher,
+            reward_weights=torch.ones(1),
+            advantages=torch.ones(1),
+            divergence_weights=torch.full((1,), weight),
+            old_logprobs=old,
+            sampler_logprobs=old,
+        )
         (gradient,) = torch.autograd.grad(unified_objective(batch, config, COUNTS).loss, student)
         return 2 * gradient[0, 0].item()
 

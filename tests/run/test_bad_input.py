@@ -124,6 +124,12 @@ def test_a_class_that_is_no_task_is_refused(refused_run) -> None:
     assert "gkd_rl.types.Example" in said
 
 
+def test_the_data_folder_may_come_from_the_environment(refused_run, rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = rows("{").removeprefix("data_dir=")
+    monkeypatch.setenv("GKD_RL_DATA", folder)
+    assert f"{folder}/train.jsonl, line 1: not valid JSON" in refused_run("data_dir=null")
+
+
 # models
 
 
@@ -309,6 +315,19 @@ def test_a_folder_that_may_not_be_written_to_is_refused(refused, small: Path, tm
     closed.mkdir(mode=0o500)
     for place in (closed, closed / "below"):
         assert f"run_dir {place} cannot be written to" in refused("train", small, f"run_dir={place}")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc, where nobody can make a folder")
+def test_a_folder_that_cannot_be_made_is_refused(refused, small: Path) -> None:
+    assert "run_dir /proc/gkd-rl/run cannot be written to (" in refused("train", small, "run_dir=/proc/gkd-rl/run")
+
+
+def test_a_file_in_the_place_of_a_run_of_a_grid_is_refused(cli, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "alpha-0_seed-0").write_text("mine")
+    grid = ["ablation.grid={objective.alpha: [0]}", "ablation.seeds=[0]"]
+    outcome = cli("ablate", small, f"run_dir={tmp_path / 'sweep'}", *grid)
+    assert outcome.status == 2 and "alpha-0_seed-0, where a run of the grid belongs, is not a folder" in outcome.err
 
 
 def test_an_earlier_run_stays_in_place_while_the_new_one_cannot_start(refused, small: Path, tmp_path: Path) -> None:

@@ -148,6 +148,18 @@ def test_a_damaged_checkpoint_is_named(cli, arithmetic: Path, whole: Path, tmp_p
     assert (folder / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
+def test_an_interrupted_run_says_how_to_go_on(start: Callable, arithmetic: Path, tmp_path: Path) -> None:
+    process = start("train", arithmetic, f"run_dir={tmp_path / 'run'}", "max_steps=10000")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "gkd-rl: interrupted; resume=auto continues from the newest checkpoint\n"
+
+
 def test_only_so_many_checkpoints_are_kept(whole: Path) -> None:
     assert sorted(place.name for place in (whole / "checkpoints").iterdir()) == [f"step-{step:08d}" for step in (2, 4, 6)]
 

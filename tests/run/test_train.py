@@ -214,6 +214,13 @@ def test_prompts_that_are_too_long_are_left_out_where_that_is_asked_for(train, c
     assert len(rollouts) < 2 * 12 * 2
 
 
+def test_a_run_that_diverges_ends_with_a_sentence(cli, small: Path, tmp_path: Path) -> None:
+    outcome = cli("train", small, f"run_dir={tmp_path / 'run'}", "optimizer.lr=1.0e+30", "max_steps=5")
+    assert outcome.status == 2 and outcome.err.count("\n") == 1
+    assert "the run has diverged; lower optimizer.lr (here 1e+30)" in outcome.err
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
 def test_bfloat16_models_train(train) -> None:
     metrics, _, _ = train("student.dtype=bfloat16", "teacher.dtype=bfloat16")
     assert all(row["divergence_loss"] > 0 for row in metrics)

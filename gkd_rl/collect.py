@@ -1,0 +1,68 @@
+"""One step's experience: examples, rollouts, rewards, advantages and the teacher's scores of this rank."""
+
+from __future__ import annotations
+
+import hashlib
+
+from gkd_rl.config.validate import needs_teacher
+from gkd_rl.errors import UserError
+from gkd_rl.models.tokenizers import prompt_tokens
+from gkd_rl.objective.gate import row_gates
+from gkd_rl.rollout.drawing import SamplingParams
+from gkd_rl.rollout.rows import join
+from gkd_rl.rollout.sampler import dataset_rollouts
+from gkd_rl.run import Run
+from gkd_rl.run_log import rollout_health
+from gkd_rl.scoring import global_advantages, score_rollouts
+from gkd_rl.tasks.base import stream_example
+from gkd_rl.types import Example, Experience, Rollouts
+
+
+def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
+    """This rank's rollouts of ``step`` with rewards, advantages and the teacher's scores."""
+    config, parts, times = run.config, run.parts, run.times
+    with times.phase("sample"), run.engine.gathered():
+        rollouts = _rollouts(run, _examples(run, step))
+    with times.phase("reward"):
+        rewards, components = score_rollouts(parts.rewards, rollouts)
+        advantages = global_advantages(rewards, rollouts.group, config.objective.advantage, run.processes)
+    with times.phase("teacher"):
+        teacher = parts.teacher.score(rollouts) if parts.teacher is not None and needs_teacher(config) else None
+        reference = parts.reference.score(rollouts) if parts.reference is not None else None
+    gates = row_gates(rewards, rollouts.group, config.objective.gate)
+    experience = Experience(rollouts, rewards, components, advantages, teacher, reference, gates)
+    figures = rollout_health(experience, config.rollout.max_new_tokens, run.processes)
+    return experience, figures
+
+
+def _examples(run: Run, step: int) -> list[Example]:
+    """This rank's examples of ``step``; the cut over ranks changes nothing of what is drawn."""
+    config = run.config
+    count = config.rollout.prompts_per_step
+    places = range(step * count, (step + 1) * count)
+    examples = [stream_example(run.parts.task, i, config.seed, config.task.train_examples) for i in places]
+    tokenizer, limit = run.parts.student.tokenizer, config.task.max_prompt_tokens
+    kept = [e for e in examples if len(prompt_tokens(tokenizer, e.prompt)) <= limit]
+    if (len(kept) < len(examples) and config.task.long_prompts == "error") or not kept:
+        raise UserError(f"a prompt of step {step + 1} is over task.max_prompt_tokens={limit}; raise it, or set task.long_prompts=drop")
+    return run.processes.share(kept)
+
+
+def _rollouts(run: Run, examples: list[Example]) -> Rollouts:
+    """Sampled rows for a share λ of the examples, dataset rows for the others (one coin per example, the same in every rerun)."""
+    config, rollout = run.config, run.config.rollout
+    sampled = [e for e in examples if _coin(config.seed, e.key) < rollout.on_policy_share]
+    others = [e for e in examples if _coin(config.seed, e.key) >= rollout.on_policy_share]
+    parts: list[Rollouts] = []
+    if sampled or not others:  # a rank may have no examples at all
+        params = SamplingParams(rollout.max_new_tokens, rollout.temperature, rollout.top_k, rollout.top_p)
+        parts.append(run.parts.sampler.sample(sampled, rollout.per_prompt, params, config.seed))
+    if others:
+        rows = [example for example in others for _ in range(rollout.per_prompt)]
+        parts.append(dataset_rollouts(run.parts.student, rows, rollout.max_new_tokens, run.parts.sampler.version))
+    return join(parts, int(run.parts.student.tokenizer.pad_token_id))  # pyright: ignore[reportArgumentType]
+
+
+def _coin(seed: int, key: int) -> float:
+    digest = hashlib.blake2b(f"lambda/{seed}/{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

@@ -1,0 +1,163 @@
+"""A run and its life: opened, assembled, resumed or evaluated for a start, finished. The loop between is in ``train.py``."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gkd_rl.build import Parts, build_engine, build_parts
+from gkd_rl.checkpoint import Checkpoints, state_on_main
+from gkd_rl.config.run import Config
+from gkd_rl.console import PhaseTimes, Terminal
+from gkd_rl.engine import Engine, Processes
+from gkd_rl.errors import UserError
+from gkd_rl.evaluation.evaluate import Evaluation
+from gkd_rl.learner import Learner
+from gkd_rl.objective.schedule import ScoreHistory
+from gkd_rl.rollout.buffer import SamplingBuffer
+from gkd_rl.rollout.sampler import InProcessSampler
+from gkd_rl.run_folder import RunFolder
+
+
+@dataclass
+class Run:
+    """What the loop works with."""
+
+    config: Config
+    processes: Processes
+    parts: Parts
+    engine: Engine
+    learner: Learner
+    buffer: SamplingBuffer
+    history: ScoreHistory
+    folder: RunFolder | None
+    """None on all but the main process"""
+    terminal: Terminal
+    times: PhaseTimes
+
+
+def open_folder(config: Config, processes: Processes) -> RunFolder | None:
+    """The main process opens the folder; all ranks learn whether that failed, and fail together."""
+    folder, problem = None, None
+    if processes.is_main:
+        folder = RunFolder(Path(config.run_dir))
+        try:
+            folder.open(config.resume)
+        except UserError as error:
+            problem = str(error)
+    problem = processes.gather(problem)[0]
+    if problem:
+        raise UserError(problem)
+    return folder
+
+
+def parts_of(config: Config, processes: Processes, folder: RunFolder | None) -> Parts:
+    """The parts of the run; where they cannot be made, the folder that was opened for it is given up."""
+    try:
+        return build_parts(config, processes)
+    except BaseException:
+        if folder is not None:
+            folder.abandon()
+        raise
+
+
+def finished(config: Config) -> dict[str, Any] | None:
+    """The summary of a run that is to be continued but has nothing left to do."""
+    path = Path(config.run_dir) / "summary.json"
+    if config.resume != "auto" or not path.is_file():
+        return None
+    summary = json.loads(path.read_text())
+    return summary if summary["steps"] == config.max_steps else None
+
+
+def assemble(config: Config, processes: Processes, parts: Parts, folder: RunFolder | None, terminal: Terminal) -> Run:
+    torch.manual_seed(config.seed)
+    return Run(
+        config=config,
+        processes=processes,
+        parts=parts,
+        engine=build_engine(config, processes, parts.student),
+        learner=Learner(parts.student, config.objective),
+        buffer=SamplingBuffer(config.rollout.max_staleness, int(parts.student.tokenizer.pad_token_id)),  # pyright: ignore[reportArgumentType]
+        history=ScoreHistory(),
+        folder=folder,
+        terminal=terminal,
+        times=PhaseTimes(),
+    )
+
+
+def start_or_resume(run: Run) -> tuple[int, dict[str, Any]]:
+    """Number of finished steps, and what the summary holds so far."""
+    checkpoints = Checkpoints(Path(run.config.run_dir), run.config.checkpoint.keep)
+    found = state_on_main(checkpoints, run.processes) if run.config.resume == "auto" else None
+    if found is not None:
+        place, state = found
+        heads = [None if part is None else part.head for part in (run.parts.teacher, run.parts.reference)]
+        checkpoints.restore(place, run.engine, run.buffer, *heads)
+        run.history.load_state_dict(state["history"])
+        run.parts.sampler.sync(state["step"])
+        if run.folder is not None:
+            run.folder.rewind(state["positions"])
+        run.terminal.say(f"resumed from {place} ({state['step']} of {run.config.max_steps} steps done)")
+        return state["step"], state["summary"]
+    if run.folder is not None:
+        run.folder.rewind({})
+    return 0, evaluate_before(run)
+
+
+def evaluate_before(run: Run) -> dict[str, Any]:
+    parts, summary = run.parts, {}
+    with run.times.phase("evaluate"), run.engine.gathered(), run.terminal.bar("evaluating before", 2) as bar:
+        if parts.teacher is not None and run.config.evaluation.teacher:
+            sampler = InProcessSampler(parts.teacher.model, run.config.rollout.sampling_rows)
+            summary["teacher"] = _row(parts.evaluator(parts.teacher.model, sampler, parts.held_out))
+            summary["teacher"]["parameters"] = parts.teacher.model.parameters
+        bar.advance()
+        summary["before"] = _row(parts.evaluator(parts.student, parts.sampler, parts.held_out, parts.teacher))
+        bar.advance()
+    run.history.observe(summary["before"]["accuracy"])
+    return summary
+
+
+def evaluate_during(run: Run) -> dict[str, float]:
+    with run.times.phase("evaluate"), run.engine.gathered():
+        examples = run.parts.held_out[: run.config.evaluation.during_examples]
+        result = run.parts.evaluator(run.parts.student, run.parts.sampler, examples, run.parts.teacher)
+    run.history.observe(result.accuracy)
+    figures = {name: getattr(result, name) for name in ("accuracy", "reward", "divergence", "reverse_kl", "length")}
+    return {f"eval_{name}": value for name, value in figures.items() if value is not None}
+
+
+def finish(run: Run, summary: dict[str, Any], started: float) -> dict[str, Any]:
+    """Final evaluation, model, summary, picture."""
+    config, parts = run.config, run.parts
+    with run.times.phase("evaluate"), run.engine.gathered():
+        after = parts.evaluator(parts.student, parts.sampler, parts.held_out, parts.teacher)
+        if run.folder is not None:
+            parts.student.module.save_pretrained(run.folder.path / "model")
+            parts.student.tokenizer.save_pretrained(run.folder.path / "model")
+    whole = {
+        "accuracy_before": summary["before"]["accuracy"],
+        "accuracy_after": after.accuracy,
+        "accuracy_teacher": summary.get("teacher", {}).get("accuracy"),
+        "seconds": time.perf_counter() - started,
+        "steps": config.max_steps,
+        "alpha": config.objective.alpha,
+        "parameters": parts.student.parameters,
+        "phase_seconds": run.times.seconds,
+        **summary,
+        "after": _row(after),
+    }
+    if run.folder is not None:
+        run.folder.write("summary.json", json.dumps(whole, indent=2))
+    run.processes.close()
+    return whole
+
+
+def _row(evaluation: Evaluation) -> dict[str, Any]:
+    return {**evaluation.as_row(), "tokens_per_second": evaluation.tokens / evaluation.seconds}
