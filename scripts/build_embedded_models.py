@@ -58,8 +58,8 @@ def build_model(shape: dict, tokenizer: PreTrainedTokenizerFast, seed: int) -> L
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.convert_tokens_to_ids("<eos>"),
+        pad_token_id=tokenizer.convert_tokens_to_ids("<pad>"),
         **shape,
     )
     return LlamaForCausalLM(config)

@@ -12,7 +12,7 @@ from torch import Tensor
 LEAST_WORK = 2**20
 """Products of fewer multiplications go through ``torch.mm``: their time is all overhead."""
 
-BLOCK_BYTES = 8 * 2**20
+BLOCK_BYTES = 4 * 2**20
 """Size of the pieces in which a product is added to a matrix on a CPU."""
 
 

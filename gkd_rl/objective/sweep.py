@@ -81,6 +81,7 @@ class Sweep:
             # The teacher's tile makes room for what the products below need.
             del tiles
             self._add_gradients(made, gradient, where)
+            del gradient
             if by_reward is not None:
                 compared.append((by_reward, made.hidden[where][tokens] - by_reward))
         self._finish(chunks, compared if made is not None else None)

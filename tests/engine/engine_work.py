@@ -13,7 +13,7 @@ from tiny_models import language_model
 from torch import Tensor
 
 from gkd_rl import engine as engine_module
-from gkd_rl.config.objective import DivergenceConfig, ObjectiveConfig, SurrogateConfig
+from gkd_rl.config.objective import AdvantageConfig, DivergenceConfig, ObjectiveConfig, SurrogateConfig
 from gkd_rl.config.run import EngineConfig, OptimizerConfig
 from gkd_rl.engine import Engine, Processes
 from gkd_rl.learner import Learner, local_counts
@@ -22,6 +22,7 @@ from gkd_rl.objective.schedule import TermWeights
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.rows import micro_batches, take_experience
 from gkd_rl.rollout.sampler import InProcessSampler
+from gkd_rl.scoring import global_advantages
 from gkd_rl.types import Experience, GlobalCounts
 
 KINDS = ("llama", "t5")
@@ -46,6 +47,11 @@ OPTIMIZERS = {
 """A large eps, because AdamW turns rounding of vanishing gradients into whole steps otherwise."""
 
 
+def student(kind: str, seed: int = 0) -> LanguageModel:
+    """The model that is trained; the causal one's vocabulary is padded beyond the tokenizer's."""
+    return language_model(kind, seed=seed, **({"vocab_size": 16} if kind == "llama" else {}))
+
+
 def everything(experiences: dict[str, Experience], folder: str) -> dict[str, Any]:
     """All figures of this rank."""
     processes = Processes(threads=1)
@@ -62,7 +68,7 @@ def everything(experiences: dict[str, Experience], folder: str) -> dict[str, Any
 
 
 def _train(kind: str, stage: int, experience: Experience, processes: Processes, place: Path) -> dict[str, Any]:
-    model = language_model(kind)
+    model = student(kind)
     engine = _engine(model, kind, stage, processes)
     texts = _sample_alone(engine, model)
     norms, parameters = [], []
@@ -71,7 +77,7 @@ def _train(kind: str, stage: int, experience: Experience, processes: Processes, 
             engine.save(place)
         norms.append(_update(engine, model, kind, experience, number))
         parameters.append(_parameters(engine, model))
-    other = language_model(kind, seed=7)
+    other = student(kind, seed=7)
     restored = _engine(other, kind, stage, processes)
     restored.load(place)
     norm = _update(restored, other, kind, experience, 2)
@@ -86,7 +92,7 @@ def _train(kind: str, stage: int, experience: Experience, processes: Processes, 
 
 def _first_change(kind: str, stage: int, experience: Experience, processes: Processes, dtype: torch.dtype) -> Tensor:
     """What the first update adds to the parameters of a model of another precision."""
-    model = language_model(kind)
+    model = student(kind)
     model.module.to(dtype)  # pyright: ignore
     before = torch.cat([p.detach().float().flatten() for p in model.module.parameters()])
     engine = _engine(model, kind, stage, processes)
@@ -139,7 +145,19 @@ def _sums(processes: Processes) -> dict[str, Any]:
         "gather": processes.gather(f"rank {rank}"),
         "share": processes.share(list(range(5))),
         "rank": (rank, count),
+        "advantages": _advantages(processes),
     }
+
+
+def _advantages(processes: Processes) -> list[list[float]]:
+    """Advantages of rewards 0, 1, 3 in one group and 5, 9 in another; the ranks hold other parts of the second group, or all of it."""
+    rewards, group = torch.tensor([0.0, 1.0, 3.0, 5.0, 9.0]), torch.tensor([1, 1, 1, 2, 2])
+    cuts = [slice(0, 5)] if processes.count == 1 else [slice(0, 4), slice(4, 5)]
+    alone = [slice(0, 5), slice(5, 5)]
+    return [
+        global_advantages(rewards[rows], group[rows], AdvantageConfig(kind="dr_grpo"), processes).tolist()
+        for rows in (cuts[processes.rank], alone[processes.rank])
+    ]
 
 
 def _shard_small_parameters_too() -> None:
@@ -155,7 +173,7 @@ def _shard_small_parameters_too() -> None:
 
 def plain_training(kind: str, experience: Experience) -> dict[str, Any]:
     """The same updates in plain PyTorch: one process, one batch, AdamW."""
-    model, settings = language_model(kind), OPTIMIZERS[kind]
+    model, settings = student(kind), OPTIMIZERS[kind]
     parameters = list(model.module.parameters())
     optimizer = torch.optim.AdamW(
         [

@@ -8,7 +8,7 @@ from typing import Any
 import engine_work
 import pytest
 import torch
-from engine_work import KINDS, OPTIMIZERS, STAGES
+from engine_work import KINDS, OPTIMIZERS, STAGES, student
 from experiences import examples, experience
 from tiny_models import language_model
 
@@ -22,7 +22,7 @@ CASES = [(kind, stage) for kind in KINDS for stage in STAGES]
 @pytest.fixture(scope="module")
 def experiences() -> dict[str, Experience]:
     """Ten rows of unequal lengths: eight sampled, two of the dataset."""
-    return {kind: experience(language_model(kind, seed=3), language_model(kind, seed=4), 4, 2, dataset=2) for kind in KINDS}
+    return {kind: experience(student(kind, 3), language_model(kind, seed=4), 4, 2, dataset=2) for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_two_ranks_train_as_one_batch_does_with_unequal_shares_and_an_empty_one(
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_half_precision_model_takes_the_same_step_but_for_rounding(one_rank: list, two_ranks: list, plain: dict[str, Any], stage: int):
-    initial = torch.cat([p.detach().flatten() for p in language_model("llama").module.parameters()])
+    initial = torch.cat([p.detach().flatten() for p in student("llama").module.parameters()])
     expected = plain["llama"]["parameters"][0] - initial
     for found in (*one_rank, *two_ranks):
         assert (found["bfloat16", stage] - expected).norm() < 0.2 * expected.norm()
@@ -74,7 +74,7 @@ def test_a_restored_engine_continues_to_the_last_digit(one_rank: list, two_ranks
 
 @pytest.mark.parametrize(("kind", "stage"), CASES)
 def test_ranks_sample_for_themselves_whatever_is_sharded(one_rank: list, two_ranks: list, kind: str, stage: int):
-    sampler = InProcessSampler(language_model(kind), max_rows=64)
+    sampler = InProcessSampler(student(kind), max_rows=64)
     expected = [list(sampler.sample(examples(5), 2, SamplingParams(length), seed=1).texts) for length in (9, 3)]
     assert one_rank[0][kind, stage]["texts"] == expected[0]
     assert two_ranks[0][kind, stage]["texts"] == expected[0][:8]
@@ -87,25 +87,25 @@ def test_the_gradient_is_clipped_where_the_limit_says_so(plain: dict[str, Any]):
 
 @pytest.mark.parametrize(("kind", "stage"), CASES)
 def test_the_number_of_parameters_does_not_depend_on_sharding(two_ranks: list, kind: str, stage: int):
-    assert two_ranks[0][kind, stage]["parameter_count"] == language_model(kind).parameters
+    assert two_ranks[0][kind, stage]["parameter_count"] == student(kind).parameters
 
 
 def test_sums_shares_and_gathers_over_ranks(one_rank: list, two_ranks: list):
-    assert one_rank[0]["processes"] == {
-        "sum": {"both": 1.5, "first": 4.0},
-        "largest": 0.0,
-        "gather": ["rank 0"],
-        "share": [0, 1, 2, 3, 4],
-        "rank": (0, 1),
-    }
-    both = {"largest": 1.0, "gather": ["rank 0", "rank 1"]}
-    for rank, (found, share) in enumerate(zip(two_ranks, ([0, 1], [2, 3, 4]), strict=True)):
-        assert found["processes"] == {
-            "sum": {"both": 4.0, "first": 4.0, "second": 2.0},
-            **both,
-            "share": share,
-            "rank": (rank, 2),
-        }
+    alone, (first, second) = one_rank[0]["processes"], (found["processes"] for found in two_ranks)
+    assert alone["sum"] == {"both": 1.5, "first": 4.0}
+    assert first["sum"] == second["sum"] == {"both": 4.0, "first": 4.0, "second": 2.0}
+    assert (alone["largest"], first["largest"], second["largest"]) == (0.0, 1.0, 1.0)
+    assert alone["gather"] == ["rank 0"] and first["gather"] == second["gather"] == ["rank 0", "rank 1"]
+    assert (alone["share"], first["share"], second["share"]) == ([0, 1, 2, 3, 4], [0, 1], [2, 3, 4])
+    assert (alone["rank"], first["rank"], second["rank"]) == ((0, 1), (0, 2), (1, 2))
+
+
+def test_baselines_of_advantages_are_taken_over_the_rows_of_all_ranks(one_rank: list, two_ranks: list):
+    expected = pytest.approx([-4 / 3, -1 / 3, 5 / 3, -2, 2])
+    assert all(found == expected for found in one_rank[0]["processes"]["advantages"])
+    (first, everything), (second, nothing) = (found["processes"]["advantages"] for found in two_ranks)
+    assert first + second == expected == everything
+    assert nothing == []
 
 
 def _assert_equal_training(found: dict[str, Any], expected: dict[str, Any]) -> None:

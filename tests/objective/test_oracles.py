@@ -119,7 +119,7 @@ def grpo_of_trl(batch: TokenBatch, **options) -> Tensor:
         **options,
     }
     args = SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1)
-    accelerator = SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x)
+    accelerator = SimpleNamespace(num_processes=1, sync_gradients=False, gather=lambda x: x, reduce=lambda x, reduction: x)
     own = SimpleNamespace(
         **settings,
         args=args,
@@ -163,7 +163,11 @@ def grpo_batch() -> TokenBatch:
         (SurrogateConfig(), {}, False),
         (SurrogateConfig(entropy_weight=0.05), {"entropy_coef": 0.05}, False),
         (SurrogateConfig(clip_high=0.2, mean="sequence"), {"loss_type": "grpo", "epsilon_high": 0.2}, True),
-        (SurrogateConfig("sequence", 0.1, 0.05), {"importance_sampling_level": "sequence", "epsilon_low": 0.1, "epsilon_high": 0.05}, False),
+        (
+            SurrogateConfig("sequence", 0.1, 0.05),
+            {"importance_sampling_level": "sequence", "epsilon_low": 0.1, "epsilon_high": 0.05},
+            False,
+        ),
         (SurrogateConfig("sequence", mean="sequence"), {"importance_sampling_level": "sequence", "loss_type": "grpo"}, True),
     ],
     ids=["token mean", "entropy bonus", "sequence mean", "sequence ratio", "sequence ratio and mean"],

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import random
 from dataclasses import replace
 
 import pytest
 import torch
 from experiences import experience, rows_of, token_rows
-from tiny_models import language_model
+from tiny_models import language_model, padded_rows
 
 from gkd_rl.rollout.rows import join_experiences, lengths, micro_batches, padding_share, take_experience
-from gkd_rl.types import Experience, Gates
+from gkd_rl.types import Example, Experience, Gates, Rollouts
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,23 @@ def test_micro_batches_hold_every_row_once_within_the_budget(whole: Experience, 
         padded = part.rollouts.prompt_ids.numel() + part.rollouts.completion_ids.numel()
         assert padded <= budget or len(part.rewards) == 1
     assert len(parts) == {1: 14, 10_000: 1}.get(budget, len(parts))
+
+
+@pytest.mark.parametrize("budget", [18, 40, 90, 300])
+def test_the_budget_holds_for_prompts_and_completions_of_all_lengths(budget: int):
+    rng = random.Random(budget)
+    sizes = [(1, 1), (8, 1), (1, 9)] + [(rng.randint(1, 12), rng.randint(1, 12)) for _ in range(60)]
+    prompt_ids, prompt_mask, ids, mask = padded_rows([([2] * p, [i + 1] * c) for i, (p, c) in enumerate(sizes)])
+    zeros, count = torch.zeros(ids.shape), len(sizes)
+    number = torch.arange(count)
+    on_policy = torch.ones(count, dtype=torch.bool)
+    rollouts = Rollouts((Example("a"),) * count, prompt_ids, prompt_mask, ids, mask, zeros, zeros, on_policy, number, number)
+    parts = micro_batches(Experience(rollouts, torch.zeros(count), {}, torch.zeros(count)), budget)
+    assert sorted(row for part in parts for row in part.rollouts.group.tolist()) == number.tolist()
+    for part in parts:
+        for row, (prompt, completion) in zip(part.rollouts.group.tolist(), token_rows(part.rollouts), strict=True):
+            assert (prompt, completion) == ([2] * sizes[row][0], [row + 1] * sizes[row][1])
+        assert part.rollouts.prompt_ids.numel() + part.rollouts.completion_ids.numel() <= budget or len(part.rewards) == 1
 
 
 def test_rows_of_like_length_go_together(whole: Experience):

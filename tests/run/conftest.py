@@ -95,6 +95,18 @@ def refused(cli: Callable[..., Outcome]) -> Callable[..., str]:
     return refused
 
 
+@pytest.fixture
+def refused_run(refused: Callable[..., str], small: Path, tmp_path: Path) -> Callable[..., str]:
+    """``refused_run(*overrides, command="train")``: the one line of a run that cannot start, of which no folder is left."""
+
+    def refused_run(*overrides: str, command: str = "train") -> str:
+        said = refused(command, small, f"run_dir={tmp_path / 'run'}", *overrides)
+        assert not (tmp_path / "run").exists()
+        return said
+
+    return refused_run
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """Random models and their tokenizers, made once per session."""

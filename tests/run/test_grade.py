@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from workbench import Outcome, rows_of
 
 
@@ -47,3 +48,30 @@ def test_the_rollouts_of_a_run_can_be_graded(cli, arithmetic: Path, tmp_path: Pa
     outcome = cli("grade", flat, "--json", "--prompt-field", "prompt")
     report = json.loads(outcome.out)
     assert report["correct"] == sum(row["reward"] == 1 for row in rows if row["on_policy"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("answers.jsonl", "", "is empty"),
+        ("answers.jsonl", "\n\n", "has no rows"),
+        ("answers.jsonl", '{"reference": "1", "completion": "1"}\n{"reference"', "line 2 is not JSON"),
+        ("answers.jsonl", '{"reference": "1", "completoin": "1"}\n', "there is no field 'completion'; did you mean 'completoin'?"),
+        ("answers.txt", "1", "the format '.txt' is unknown"),
+        ("answers.csv", "reference,completion\n1\n", "line 2: 1 fields, but the header has 2"),
+    ],
+)
+def test_a_file_that_cannot_be_graded_is_refused_and_nothing_written(refused, tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert said in refused("grade", tmp_path / name, "--out", tmp_path / "graded.jsonl")
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_grading_refuses_what_it_cannot_write_or_use(refused, tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_text('{"reference": "1", "completion": "1"}\n')
+    assert "is the input itself" in refused("grade", file, "--out", file)
+    assert "there is no folder" in refused("grade", file, "--out", tmp_path / "absent" / "graded.jsonl")
+    assert "did you mean" in refused("grade", tmp_path / "answer.jsonl")
+    assert "did you mean 'tolerance'?" in refused("grade", file, "--option", "tolerence=1")
+    assert "cannot grade" in refused("grade", file, "--verifier", "reward_models.load_reward", "--option", "path=math.sqrt")
