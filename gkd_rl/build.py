@@ -11,7 +11,7 @@ from gkd_rl.errors import UserError
 from gkd_rl.evaluation.evaluate import Evaluator
 from gkd_rl.models.language_model import LanguageModel, load_language_model
 from gkd_rl.models.source import resolve
-from gkd_rl.models.tokenizers import load_tokenizer, prompt_tokens, require_same_tokenizer
+from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_tokens, require_same_tokenizer
 from gkd_rl.rollout.sampler import InProcessSampler
 from gkd_rl.scoring import make_rewards, score_texts
 from gkd_rl.tasks.base import Task, make_task
@@ -48,8 +48,12 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     try_rewards(rewards, held_out)
     tokenizer = load_tokenizer(source, where, config.student.trust_remote_code)
     check_prompts(config, tokenizer, held_out, "held-out")
-    if task.train_size is not None and config.task.long_prompts == "error":
-        check_prompts(config, tokenizer, [task.train_example(i) for i in range(task.train_size)], "training")
+    if task.train_size is not None:
+        training = [task.train_example(i) for i in range(min(task.train_size, config.task.train_examples or task.train_size))]
+        check_prompts(config, tokenizer, training, "training")
+        if config.rollout.on_policy_share < 1:
+            for example in training:
+                completion_tokens(tokenizer, example, config.rollout.max_new_tokens)
     if teacher_source is not None:
         theirs = load_tokenizer(teacher_source, "teacher.path", config.teacher.trust_remote_code)
         require_same_tokenizer(tokenizer, theirs)

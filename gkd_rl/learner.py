@@ -50,9 +50,7 @@ class Learner:
         """The valid completion tokens of ``micro_batch``, with each term's weight for every one of them."""
         rollouts = micro_batch.rollouts
         mask = rollouts.completion_mask
-        hidden = self.model.completion_hidden(
-            rollouts.prompt_ids, rollouts.prompt_mask, rollouts.completion_ids, rollouts.completion_mask
-        )
+        hidden = self.model.completion_hidden(rollouts.prompt_ids, rollouts.prompt_mask, rollouts.completion_ids, rollouts.completion_mask)
         rows = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)[mask]
         teacher, reference = micro_batch.teacher, micro_batch.reference
         return TokenBatch(

@@ -51,9 +51,7 @@ def score_rollouts(rewards: WeightedSum | None, rollouts: Rollouts) -> tuple[Ten
     if rewards is None or not rows:
         return totals, components
     examples = [rollouts.examples[i] for i in rows]
-    sums, parts = score_texts(
-        rewards, [e.prompt for e in examples], [rollouts.texts[i] for i in rows], [e.columns for e in examples]
-    )
+    sums, parts = score_texts(rewards, [e.prompt for e in examples], [rollouts.texts[i] for i in rows], [e.columns for e in examples])
     totals[rows] = _tensor(sums, device)
     for name, values in parts.items():
         components[name][rows] = _tensor(values, device)

@@ -86,7 +86,8 @@ def _step(run: Run, step: int) -> dict[str, float]:
     record = run.config.log_rollouts_every and step % run.config.log_rollouts_every == 0
     learner.sums, learner.records, norms = {}, [] if record else None, []
     with run.times.phase("update"):
-        for number, part in enumerate(run.buffer.updates(config.rollout.passes, config.rollout.updates_per_pass, step)):
+        groups = sorted({group for part in run.processes.gather(run.buffer.groups()) for group in part})
+        for number, part in enumerate(run.buffer.updates(config.rollout.passes, config.rollout.updates_per_pass, step, groups)):
             if number == config.rollout.updates_per_pass:
                 learner.records, kept = None, learner.records
                 _write_rollouts(run, step, kept)

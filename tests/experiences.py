@@ -21,12 +21,12 @@ from gkd_rl.teacher.local import LocalTeacher
 from gkd_rl.types import Example, Experience, GlobalCounts, Rollouts
 
 
-def examples(count: int, start: int = 0, letters: str = "abcdefgh") -> list[Example]:
+def examples(count: int, start: int = 0) -> list[Example]:
     """Prompts and completions of random letters, of 1 to 7 and 1 to 5 tokens."""
     made = []
     for key in range(start, start + count):
         rng = random.Random(key)
-        prompt, completion = (" ".join(rng.choices(letters, k=rng.randint(1, most))) for most in (7, 5))
+        prompt, completion = (" ".join(rng.choices("abcdefgh", k=rng.randint(1, most))) for most in (7, 5))
         made.append(Example(prompt, completion, {"reference": str(key)}, key))
     return made
 

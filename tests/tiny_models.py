@@ -54,7 +54,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 """Name → model type and its configuration."""
 
 CAUSAL = tuple(name for name in FAMILIES if name.split(":")[0] not in ("t5", "bart", "mbart"))
-ENCODER_DECODER = tuple(name for name in FAMILIES if name not in CAUSAL)
 
 
 def build(kind: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0, **changes: Any) -> PreTrainedModel:

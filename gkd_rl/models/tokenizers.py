@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gkd_rl.errors import UserError
-from gkd_rl.types import Message
+from gkd_rl.types import Example, Message
 
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken*")
 
@@ -41,10 +41,20 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Mes
     return list(tokenizer(str(text), add_special_tokens=False)["input_ids"])
 
 
-def completion_tokens(tokenizer: PreTrainedTokenizerBase, completion: str) -> list[int]:
-    """Token ids of a dataset completion, closed by EOS."""
-    ids = list(tokenizer(completion, add_special_tokens=False)["input_ids"])
-    return [*ids, tokenizer.eos_token_id]  # pyright: ignore[reportReturnType]
+def completion_tokens(tokenizer: PreTrainedTokenizerBase, example: Example, limit: int) -> list[int]:
+    """Token ids of the dataset's completion, closed by EOS.
+
+    Raises ``UserError`` for an example without a completion, and for one longer than ``limit`` tokens: it is never cut.
+    """
+    if example.completion is None:
+        raise UserError(f"example {example.key} of the task has no completion to learn from; give it one, or set rollout.on_policy_share=1")
+    ids = [*tokenizer(example.completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    if len(ids) > limit:
+        raise UserError(
+            f"the completion of example {example.key} has {len(ids)} tokens, over rollout.max_new_tokens={limit}; raise it, or "
+            "shorten or remove the row"
+        )
+    return ids
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

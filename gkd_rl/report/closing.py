@@ -83,9 +83,7 @@ def draw_curves(folder: Path, summary: Mapping[str, Any]) -> Path:
     _panel(axes[1], rows, {"divergence": "divergence", "reverse_kl": "KL(student‖teacher)"}, "divergence to the teacher, per token")
     _panel(axes[2], rows, {"entropy": "entropy per token (nats)"}, "entropy and length")
     length = axes[2].twinx()
-    length.plot(
-        [r["step"] for r in rows], [r.get("length") for r in rows], color="tab:orange", alpha=0.6, label="tokens per answer"
-    )
+    length.plot([r["step"] for r in rows], [r.get("length") for r in rows], color="tab:orange", alpha=0.6, label="tokens per answer")
     for axis in (*axes, length):
         handles, _ = axis.get_legend_handles_labels()
         if handles:

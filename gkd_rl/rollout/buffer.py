@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -42,24 +42,27 @@ class SamplingBuffer:
         """Memory held by the stored tensors."""
         return sum(tensor.nbytes for _, stored in self._stored for tensor in _tensors(stored))
 
-    def updates(self, passes: int, updates_per_pass: int, seed: int) -> Iterator[Experience]:
-        """Every row once in each of ``passes``, a pass cut into ``updates_per_pass`` parts of whole groups."""
+    def groups(self) -> list[int]:
+        """The groups that are stored, sorted."""
+        return sorted({number for _, stored in self._stored for number in stored.rollouts.group.tolist()})
+
+    def updates(self, passes: int, updates_per_pass: int, seed: int, groups: Sequence[int] | None = None) -> Iterator[Experience]:
+        """Every row once in each of ``passes``, a pass cut into ``updates_per_pass`` parts of whole groups.
+
+        ``groups`` are the sorted groups of all ranks' buffers (by default of this one): the cut is made of them, so that it is the
+        same for any number of ranks. A part may hold no row of this rank.
+        """
         everything = join_experiences([stored for _, stored in self._stored], self.pad)
         if updates_per_pass == 1:
             for _ in range(passes):
                 yield everything
             return
+        whole = torch.tensor(self.groups() if groups is None else groups)
         for number in range(passes):
-            generator = torch.Generator().manual_seed(seed * 1009 + number)
-            for rows in self._parts(everything.rollouts.group, updates_per_pass, generator):
+            order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed * 1009 + number))
+            for part in whole[order].tensor_split(updates_per_pass):
+                rows = torch.isin(everything.rollouts.group, part.to(everything.rollouts.group.device)).nonzero()[:, 0]
                 yield take_experience(everything, rows)
-
-    @staticmethod
-    def _parts(group: Tensor, parts: int, generator: torch.Generator) -> Iterator[Tensor]:
-        groups = group.unique()
-        shuffled = groups[torch.randperm(len(groups), generator=generator).to(groups.device)]
-        for part in shuffled.tensor_split(parts):
-            yield torch.isin(group, part).nonzero()[:, 0]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything stored, as tensors and plain values; the teacher's head is left out (its owner has it)."""

@@ -13,7 +13,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import LanguageModel, encode_prompts
 from gkd_rl.models.tokenizers import completion_tokens, prompt_tokens
 from gkd_rl.objective.head import logits_of
@@ -118,14 +117,11 @@ class InProcessSampler:
 
 
 def dataset_rollouts(model: LanguageModel, examples: Sequence[Example], max_new_tokens: int, version: int) -> Rollouts:
-    """The dataset's own completions in the form of rollouts: off-policy rows, cut at ``max_new_tokens`` with no EOS if longer.
+    """The dataset's own completions in the form of rollouts: off-policy rows.
 
-    Raises ``UserError`` for an example without one.
+    Raises ``UserError`` for an example without one, or with one of more than ``max_new_tokens`` tokens.
     """
-    for example in examples:
-        if example.completion is None:
-            raise UserError(f"example {example.key} of the task has no completion to learn from; give it one, or sample all answers")
-    rows = [completion_tokens(model.tokenizer, str(example.completion))[:max_new_tokens] for example in examples]
+    rows = [completion_tokens(model.tokenizer, example, max_new_tokens) for example in examples]
     prompt_ids, prompt_mask = encode_prompts(model, [prompt_tokens(model.tokenizer, e.prompt) for e in examples])
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), int(model.tokenizer.pad_token_id))  # pyright: ignore[reportArgumentType]

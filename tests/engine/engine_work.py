@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +194,3 @@ def plain_training(kind: str, experience: Experience) -> dict[str, Any]:
         optimizer.step()
         after.append(torch.cat([p.detach().flatten().clone() for p in parameters]))
     return {"norms": norms, "parameters": after}
-
-
-def without_texts(experience: Experience) -> Experience:
-    """Decoded texts are of no use to an update."""
-    return replace(experience, rollouts=replace(experience.rollouts, texts=()))

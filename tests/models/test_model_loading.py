@@ -16,6 +16,7 @@ from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import CausalLanguageModel, EncoderDecoderLanguageModel, load_language_model
 from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_tokens, require_same_tokenizer
+from gkd_rl.types import Example
 
 
 def test_the_kind_of_model_is_read_from_its_folder(llama_folder: Path, t5_folder: Path):
@@ -98,7 +99,7 @@ def test_padding_falls_back_to_the_end(tmp_path: Path):
 def test_completions_are_closed_by_the_end_and_prompts_are_not():
     tokenizer = letters(6)
     assert prompt_tokens(tokenizer, "a b") == [2, 3]
-    assert completion_tokens(tokenizer, "c") == [4, 1]
+    assert completion_tokens(tokenizer, Example("a b", "c"), 2) == [4, 1]
 
 
 def test_chat_messages_go_through_the_template_with_the_assistants_turn_opened():

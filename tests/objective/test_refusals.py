@@ -38,6 +38,8 @@ ACCEPTED = [
     ("divergence.kind=forward_kl", "divergence.estimator=k3"),
     ("divergence.estimator=top_k", "divergence.tail=renormalise"),
     ("gate.kind=wrong",),
+    ("gate.kind=unsolved_group", "alpha=1"),
+    ("gate.kind=sign_agreement",),
     ("gate.kind=right_reward_wrong_divergence",),
     ("alpha=1", "alpha_schedule.kind=plateau", "alpha_schedule.end=0"),
     ("reward_weight=1", "divergence_weight=0.005", "divergence_schedule.kind=exponential", "divergence_schedule.end=0.001"),

@@ -163,13 +163,18 @@ def test_whole_answers_come_as_often_as_the_model_says(kind: str):
 
 
 def test_dataset_rows_carry_the_datasets_completions_closed_by_the_end(models: dict[str, LanguageModel]):
-    rows = [Example("a b c", "d e", key=4), Example("a", "b c d e f", key=9)]
+    rows = [Example("a b c", "d e", key=4), Example("a", "b c d", key=9)]
     rollouts = dataset_rollouts(models["llama"], rows, 4, version=3)
-    assert token_rows(rollouts) == [([2, 3, 4], [5, 6, 1]), ([2], [3, 4, 5, 6])]
+    assert token_rows(rollouts) == [([2, 3, 4], [5, 6, 1]), ([2], [3, 4, 5, 1])]
     assert not rollouts.on_policy.any()
     assert not rollouts.logprobs.any() and not rollouts.sampler_logprobs.any()
     assert rollouts.group.tolist() == [4, 9] and rollouts.version.tolist() == [3, 3]
-    assert rollouts.texts == ("d e", "b c d e")
+    assert rollouts.texts == ("d e", "b c d")
+
+
+def test_a_dataset_completion_is_refused_rather_than_cut(models: dict[str, LanguageModel]):
+    with pytest.raises(UserError, match=r"example 9 has 5 tokens, over rollout\.max_new_tokens=4"):
+        dataset_rollouts(models["llama"], [Example("a", "b c d e", key=9)], 4, 0)
 
 
 def test_an_example_without_completion_cannot_be_a_dataset_row(models: dict[str, LanguageModel]):

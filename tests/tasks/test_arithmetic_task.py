@@ -15,6 +15,7 @@ from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_t
 from gkd_rl.tasks.arithmetic import ArithmeticTask
 from gkd_rl.tasks.arithmetic_problems import LARGEST, MAX_LEVEL, Problem, make_problem, problems
 from gkd_rl.tasks.base import make_task, stream_example
+from gkd_rl.types import Example
 from reward_models import ArithmeticVerifier
 
 FIRST_HELD_OUT = (
@@ -117,7 +118,7 @@ def test_every_problem_can_be_written_with_the_embedded_tokenizer(many: list[Pro
     tokenizer = load_tokenizer(str(ASSETS / "arithmetic-teacher"), "teacher.path")
     for problem in many[:500]:
         prompt = prompt_tokens(tokenizer, f"{problem.question}\n")
-        completion = completion_tokens(tokenizer, problem.solution)
+        completion = completion_tokens(tokenizer, Example(problem.question, problem.solution), 200)
         assert tokenizer.unk_token_id not in [*prompt, *completion]
         assert tokenizer.decode(completion, skip_special_tokens=True) == problem.solution
 
