@@ -17,7 +17,7 @@ from gkd_rl.config.objective import ObjectiveConfig
 from gkd_rl.learner import Learner, local_counts
 from gkd_rl.objective.schedule import TermWeights
 from gkd_rl.rollout.buffer import SamplingBuffer
-from gkd_rl.rollout.rows import micro_batches
+from gkd_rl.rollout.rows import micro_batches, take_experience
 from gkd_rl.types import Experience, Gates, GlobalCounts
 
 
@@ -135,3 +135,13 @@ def _all_tensors(value: Any) -> list[torch.Tensor]:
         return [value]
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     return [tensor for part in inner for tensor in _all_tensors(part)]
+
+
+def test_the_cut_into_updates_is_that_of_all_ranks_groups(steps: list[Experience]):
+    whole, shares = _filled(steps[:1]), [SamplingBuffer(0, pad=0) for _ in range(2)]
+    on_first_rank = steps[0].rollouts.group == steps[0].rollouts.group[0]
+    for share, rows in zip(shares, (on_first_rank, ~on_first_rank), strict=True):
+        share.add(take_experience(steps[0], rows.nonzero()[:, 0]), 0, per_prompt=2)
+    together = zip(*(share.updates(2, 3, seed=5, groups=whole.groups()) for share in shares), strict=True)
+    expected = [Counter(_rows(update)) for update in whole.updates(2, 3, seed=5)]
+    assert [Counter(_rows(first) + _rows(second)) for first, second in together] == expected
