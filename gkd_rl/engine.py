@@ -217,9 +217,14 @@ def _without_hooks(module: nn.Module) -> Iterator[None]:
 
 
 def _import_deepspeed() -> Any:
-    """DeepSpeed without its shared-memory operator, which it would compile at the first start; gloo's collectives serve on CPUs."""
-    import deepspeed
+    """DeepSpeed without its shared-memory operator, which it would compile at the first start; gloo's collectives serve on CPUs.
 
+    And without the reports of memory that its bfloat16 optimiser prints.
+    """
+    import deepspeed
+    from deepspeed.runtime import bf16_optimizer
+
+    bf16_optimizer.see_memory_usage = lambda *arguments, **named: None
     if not torch.cuda.is_available():
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
     return deepspeed

@@ -3,17 +3,18 @@
     python scripts/bench_objective.py                     # 2,048 tokens, vocabulary 32,000, widths 256/512
     python scripts/bench_objective.py --vocabulary 152000 --json
 
-Every contender runs in a process of its own, is warmed up (compiled), and gives its best time of ``--repeats`` runs. Extra memory is
-the peak of the resident set (of the allocator, on a GPU) over what is there before the run, less the gradients that the run returns.
+Every contender runs in processes of its own, is warmed up (compiled), and gives its best time of ``--repeats`` runs. Extra memory is
+the peak of the resident set (of torch's allocator, on a GPU) over what is there before the run, less the gradients that the run
+returns; the process that measures it has an allocator which gives freed memory back, so that the peak is what was in use at once.
 Shapes: N tokens, V vocabulary, H hidden.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -182,19 +183,19 @@ def step(loss: Loss, problem: Problem) -> None:
         torch.cuda.synchronize()
 
 
-def measure(name: str, sizes: Sizes, repeats: int) -> Measurement:
-    """Times and memory of one contender in this process."""
-    problem, loss = Problem(sizes), CONTENDERS[name]
+def best_time(loss: Loss, problem: Problem, repeats: int) -> float:
+    """Seconds of the quickest of some steps, after one that warms up."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         step(loss, problem)
         times.append(time.perf_counter() - start)
-    return Measurement(min(times[1:]), extra_memory(loss, problem))
+    return min(times[1:])
 
 
 def extra_memory(loss: Loss, problem: Problem) -> float:
     """Peak memory of one step in bytes, over inputs and the gradients that it returns."""
+    step(loss, problem)
     problem.hidden.grad = problem.weight.grad = None
     gc.collect()
     gradients = problem.hidden.nbytes + problem.weight.nbytes
@@ -203,8 +204,6 @@ def extra_memory(loss: Loss, problem: Problem) -> float:
         torch.cuda.reset_peak_memory_stats()
         step(loss, problem)
         return torch.cuda.max_memory_allocated() - before - gradients
-    # What the allocator kept of earlier steps goes back to the system, so that the step has to ask for it again.
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     step(loss, problem)
@@ -217,16 +216,22 @@ def resident(field: str) -> float:
     return 1024 * float(next(line for line in lines if line.startswith(field)).split()[1])
 
 
+PRUDENT_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000", "MALLOC_TOP_PAD_": "0"}
+
+
 def measured_apart(name: str, sizes: Sizes, repeats: int) -> Measurement | None:
-    """``measure`` in a process of its own; None where the contender does not run here."""
-    order = [sys.executable, __file__, "--only", name, "--repeats", str(repeats)]
+    """Time and memory of a contender, each in a process of its own; None where it does not run here."""
+    order = [sys.executable, __file__, "--only", name, "--repeats"]
     for key, value in asdict(sizes).items():
-        order += [f"--{key.replace('_', '-')}", str(value)]
-    done = subprocess.run(order, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(f"{name} does not run here: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
-        return None
-    return Measurement(**json.loads(done.stdout.splitlines()[-1]))
+        order[2:2] = [f"--{key.replace('_', '-')}", str(value)]
+    figures = []
+    for runs, environment in ((repeats, {}), (0, PRUDENT_ALLOCATOR)):
+        done = subprocess.run([*order, str(runs)], capture_output=True, text=True, check=False, env=os.environ | environment)
+        if done.returncode:
+            print(f"{name} does not run here: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+            return None
+        figures.append(float(done.stdout.splitlines()[-1]))
+    return Measurement(*figures)
 
 
 def ratios(found: dict[str, Measurement | None], sizes: Sizes) -> dict[str, float]:
@@ -286,7 +291,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     repeats, as_json, only = given.pop("repeats"), given.pop("json"), given.pop("only")
     sizes = Sizes(**given)
     if only:
-        print(json.dumps(asdict(measure(only, sizes, repeats))))
+        problem = Problem(sizes)
+        print(best_time(CONTENDERS[only], problem, repeats) if repeats else extra_memory(CONTENDERS[only], problem))
         return
     # Slow contenders need few repeats: noise of the machine is small beside them.
     found = {name: measured_apart(name, sizes, repeats if name.startswith(("ours", "products")) else 2) for name in CONTENDERS}

@@ -59,7 +59,7 @@ def build_model(shape: dict, tokenizer: PreTrainedTokenizerFast, seed: int) -> L
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.convert_tokens_to_ids("<eos>"),
-        pad_token_id=tokenizer.convert_tokens_to_ids("<pad>"),
+        pad_token_id=0,
         **shape,
     )
     return LlamaForCausalLM(config)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import sysconfig
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -67,7 +69,8 @@ def has_compiler(device: torch.device) -> bool:
     """Whether ``torch.compile`` can build kernels for the device here."""
     if device.type == "cuda":
         return has_triton()
-    return any(shutil.which(name) for name in ("g++", "clang++"))
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return headers.exists() and any(shutil.which(name) for name in ("g++", "clang++"))
 
 
 def _eager(config: ObjectiveConfig, soft_cap: float | None) -> Kernels:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -66,26 +66,35 @@ class Sweep:
         if needs_whole_sequences(self.config):
             self._look_ahead()
         made = self._empty_gradients(weight, bias) if needs_gradient else None
-        chunks: list[Chunk] = []
-        compared: list[tuple[Tensor, Tensor]] = []
-        for where in self._slices():
-            tiles = self._tiles(where)
-            chunk = read_chunk(tiles, self.kernels.figures(tiles, self.config), self.token_ids[where], where, self.config)
-            chunks.append(chunk)
-            if made is None:
-                continue
-            losses = chunk_losses(chunk, self.streams, self.config)
-            tokens = self._compared_in(where)
-            by_reward = self._reward_gradient(tiles, chunk, losses, tokens) if len(tokens) else None
-            gradient = self._logit_gradient(tiles, chunk, losses)
-            # The teacher's tile makes room for what the products below need.
-            del tiles
-            self._add_gradients(made, gradient, where)
-            del gradient
-            if by_reward is not None:
-                compared.append((by_reward, made.hidden[where][tokens] - by_reward))
-        self._finish(chunks, compared if made is not None else None)
+        values, views = _Whole[TokenValues](len(self.token_ids)), _Whole[TeacherView](len(self.token_ids))
+        compared = [self._visit(where, made, values, views) for where in self._slices()]
+        assert values.record is not None, "there is a chunk, if an empty one"
+        self.values = values.record
+        self.losses = losses_of(self.values, self.streams, self.config)
+        self.sums = sums_of(self.losses, self.values, self.streams, views.record, self.config)
+        if made is not None and self.compares:
+            self.sums |= interference(*(torch.cat(parts) for parts in zip(*compared, strict=True)))
         return made
+
+    def _visit(
+        self, where: slice, made: Gradients | None, values: _Whole[TokenValues], views: _Whole[TeacherView]
+    ) -> tuple[Tensor, Tensor]:
+        """Records a chunk's figures and adds its gradients; returns those of reward and divergence at the compared tokens [M, H]."""
+        tiles = self._tiles(where)
+        chunk = read_chunk(tiles, self.kernels.figures(tiles, self.config), self.token_ids[where], where, self.config)
+        values.put(chunk.values, where)
+        if chunk.view is not None:
+            views.put(chunk.view, where)
+        nothing = self.student.hidden.new_empty(0, self.student.hidden.shape[1], dtype=self.student.dtype)
+        if made is None:
+            return nothing, nothing
+        losses, tokens = chunk_losses(chunk, self.streams, self.config), self._compared_in(where)
+        by_reward = self._reward_gradient(tiles, chunk, losses, tokens) if len(tokens) else nothing
+        gradient = self._logit_gradient(tiles, chunk, losses)
+        # The teacher's tile makes room for what the products below need.
+        del tiles
+        self._add_gradients(made, gradient, where)
+        return by_reward, made.hidden[where][tokens] - by_reward
 
     def _compared_in(self, where: slice) -> Tensor:
         """Which of a chunk's tokens are compared [M]."""
@@ -107,13 +116,14 @@ class Sweep:
 
     def _look_ahead(self) -> None:
         """Log-probabilities of all tokens, for terms that depend on whole sequences."""
-        chunks = []
+        values = _Whole[TokenValues](len(self.token_ids))
         teacher_matters = self.config.surrogate.teacher_in_ratio > 0 or self.config.divergence.use == "advantage"
         for where in self._slices():
             tiles = self._tiles(where) if teacher_matters else Tiles(self.student.logits(where), None, None)
-            chunks.append(read_chunk(tiles, self.kernels.figures(tiles, self.config), self.token_ids[where], where, self.config))
-        values = _joined([chunk.values for chunk in chunks])
-        self.streams = with_sequences(self.streams, values.logprob, values.teacher_logprob, self.config)
+            figures = self.kernels.figures(tiles, self.config)
+            values.put(read_chunk(tiles, figures, self.token_ids[where], where, self.config).values, where)
+        assert values.record is not None, "there is a chunk, if an empty one"
+        self.streams = with_sequences(self.streams, values.record.logprob, values.record.teacher_logprob, self.config)
 
     def _empty_gradients(self, weight: bool, bias: bool) -> Gradients:
         dtype = self.student.dtype
@@ -148,18 +158,6 @@ class Sweep:
         if made.bias is not None:
             self.student.add_to_bias_(made.bias, gradient)
 
-    def _finish(self, chunks: Sequence[Chunk], compared: Sequence[tuple[Tensor, Tensor]] | None) -> None:
-        """Joins the chunks' values and takes losses and sums of the whole micro-batch."""
-        self.values = _joined([chunk.values for chunk in chunks])
-        self.losses = losses_of(self.values, self.streams, self.config)
-        views = [chunk.view for chunk in chunks if chunk.view is not None]
-        view = _joined(views) if views else None
-        self.sums = sums_of(self.losses, self.values, self.streams, view, self.config)
-        if compared is not None and self.compares:
-            nothing = torch.zeros(0, self.student.hidden.shape[1], device=self.token_ids.device)
-            columns = zip(*compared, (nothing, nothing), strict=True)
-            self.sums |= interference(*(torch.cat(column) for column in columns))
-
 
 def _projection(hidden: Tensor | None, head: Head | None) -> Projection | None:
     return None if hidden is None or head is None else Projection(hidden, head)
@@ -168,8 +166,23 @@ def _projection(hidden: Tensor | None, head: Head | None) -> Projection | None:
 Record = TypeVar("Record", TokenValues, TeacherView)
 
 
-def _joined(parts: Sequence[Record]) -> Record:
-    """The chunks' records as one, [N] without gradient; what does not exist stays None."""
-    columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(parts[0])}
-    whole: dict[str, Any] = {name: None if column[0] is None else torch.cat(column).detach() for name, column in columns.items()}
-    return cast(Record, type(parts[0])(**whole))
+class _Whole(Generic[Record]):
+    """Chunks' records as one [N], without gradient; what does not exist stays None.
+
+    Written into place: figures kept chunk by chunk would lie between the tiles and keep their memory from being used again.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.record: Record | None = None
+
+    def put(self, part: Record, where: slice) -> None:
+        columns: dict[str, Any] = {f.name: getattr(part, f.name) for f in fields(part)}
+        if self.record is None:
+            empty: dict[str, Any] = {
+                name: None if column is None else column.detach().new_empty(self.tokens) for name, column in columns.items()
+            }
+            self.record = cast(Record, type(part)(**empty))
+        for name, column in columns.items():
+            if column is not None:
+                getattr(self.record, name)[where] = column.detach()

@@ -7,7 +7,7 @@ Shapes: B sequences, P prompt positions, C completion positions, H hidden, G rol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -35,11 +35,10 @@ class Sampler(Protocol):
 class InProcessSampler:
     """Decodes with the trained model itself: nothing to copy, nothing to synchronise but the version."""
 
-    def __init__(self, model: LanguageModel, max_rows: int, progress: Callable[[int], None] | None = None) -> None:
+    def __init__(self, model: LanguageModel, max_rows: int) -> None:
         self.model = model
         self.max_rows = max_rows
         self.version = 0
-        self.progress = progress
         self.ends = _end_tokens(model)
 
     def sync(self, version: int) -> None:
@@ -60,8 +59,6 @@ class InProcessSampler:
             uniforms = row_uniforms(keys, params.max_new_tokens).to(ids.device)
             out = self._decode([prompts[i] for i in chunk], per_prompt, params, uniforms)
             ids[rows], logprobs[rows], sampler_logprobs[rows], lengths[rows] = out
-            if self.progress is not None:
-                self.progress(len(rows))
         width = int(lengths.max()) if len(lengths) else 1
         mask = torch.arange(width, device=ids.device) < lengths[:, None]
         repeated = [prompt for prompt in prompts for _ in range(per_prompt)]

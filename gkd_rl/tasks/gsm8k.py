@@ -52,8 +52,8 @@ class Gsm8kTask:
     def _example(self, row: dict, key: int) -> Example:
         answer = row["answer"] if self.calculator_marks else _CALCULATOR.sub("", row["answer"])
         return Example(
-            prompt=as_prompt(row["question"], self.prompt_format, "Question: {text}\nAnswer: ", _SYSTEM),
-            completion=answer,
+            prompt=as_prompt(row["question"], self.prompt_format, "Question: {text}\nAnswer:", _SYSTEM),
+            completion=answer if self.prompt_format == "chat" else f" {answer}",
             columns={"reference": row["answer"], "question": row["question"]},
             key=key,
         )

@@ -34,13 +34,13 @@ def plain(experiences: dict[str, Experience]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def two_ranks(ranks: Callable[..., list], experiences: dict[str, Experience], tmp_path_factory: pytest.TempPathFactory) -> list:
     """All figures of two processes; their launch times out where they wait for each other for ever."""
-    return ranks(2, engine_work.everything, experiences, str(tmp_path_factory.mktemp("two")), timeout=150)
+    return ranks(2, engine_work.everything, experiences, str(tmp_path_factory.mktemp("two")), timeout=240)
 
 
 @pytest.fixture(scope="module")
 def one_rank(ranks: Callable[..., list], experiences: dict[str, Experience], tmp_path_factory: pytest.TempPathFactory) -> list:
     """All figures of a single process."""
-    return ranks(1, engine_work.everything, experiences, str(tmp_path_factory.mktemp("one")), timeout=150)
+    return ranks(1, engine_work.everything, experiences, str(tmp_path_factory.mktemp("one")), timeout=240)
 
 
 @pytest.mark.parametrize(("kind", "stage"), CASES)
