@@ -3,9 +3,9 @@
     python scripts/bench_objective.py                     # 2,048 tokens, vocabulary 32,000, widths 256/512
     python scripts/bench_objective.py --vocabulary 152000 --json
 
-Every contender runs in processes of its own, is warmed up (compiled), and gives its best time of ``--repeats`` runs. Extra memory is
-the peak of the resident set (of torch's allocator, on a GPU) over what is there before the run, less the gradients that the run
-returns; the process that measures it has an allocator which gives freed memory back, so that the peak is what was in use at once.
+Contenders are warmed up (compiled) and take turns, so that a machine's moods meet all of them; the best time of each counts. Extra
+memory is the peak of the resident set (of torch's allocator, on a GPU) over what is there before the step, less the gradients that
+the step returns, in a process of its own whose allocator gives freed memory back: what was in use at once.
 Shapes: N tokens, V vocabulary, H hidden.
 """
 
@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from math import inf
 from pathlib import Path
 
 import torch
@@ -32,6 +33,12 @@ from gkd_rl.objective import fused_objective
 from gkd_rl.types import GlobalCounts, Head, TokenBatch
 
 Loss = Callable[["Problem"], Tensor]
+
+SLOW_REPEATS = 2
+"""Turns of other libraries' contenders."""
+
+PRUDENT_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000", "MALLOC_TOP_PAD_": "0"}
+"""glibc gives freed memory back at once; without this the peak holds the holes between blocks too."""
 
 
 @dataclass(frozen=True)
@@ -183,14 +190,22 @@ def step(loss: Loss, problem: Problem) -> None:
         torch.cuda.synchronize()
 
 
-def best_time(loss: Loss, problem: Problem, repeats: int) -> float:
-    """Seconds of the quickest of some steps, after one that warms up."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        step(loss, problem)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+def best_times(names: Sequence[str], sizes: Sizes, repeats: int) -> dict[str, float]:
+    """Seconds of each contender's quickest step; those that do not run here are left out."""
+    problem, best = Problem(sizes), {}
+    for turn in range(repeats + 1):
+        for name in names if turn == 0 else best:
+            # Beside slow contenders the noise of a machine is small.
+            if turn > SLOW_REPEATS and not name.startswith(("ours", "products")):
+                continue
+            start = time.perf_counter()
+            try:
+                step(CONTENDERS[name], problem)
+            except (ImportError, RuntimeError, NotImplementedError) as error:
+                print(f"{name} does not run here: {str(error).splitlines()[0]}", file=sys.stderr)
+                continue
+            best[name] = min(best.get(name, inf), time.perf_counter() - start if turn else inf)
+    return best
 
 
 def extra_memory(loss: Loss, problem: Problem) -> float:
@@ -216,33 +231,23 @@ def resident(field: str) -> float:
     return 1024 * float(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-PRUDENT_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000", "MALLOC_TOP_PAD_": "0"}
-
-
-def measured_apart(name: str, sizes: Sizes, repeats: int) -> Measurement | None:
-    """Time and memory of a contender, each in a process of its own; None where it does not run here."""
-    order = [sys.executable, __file__, "--only", name, "--repeats"]
+def memory_apart(name: str, sizes: Sizes) -> float:
+    """``extra_memory`` in a process of its own."""
+    order = [sys.executable, __file__, "--memory-of", name]
     for key, value in asdict(sizes).items():
-        order[2:2] = [f"--{key.replace('_', '-')}", str(value)]
-    figures = []
-    for runs, environment in ((repeats, {}), (0, PRUDENT_ALLOCATOR)):
-        done = subprocess.run([*order, str(runs)], capture_output=True, text=True, check=False, env=os.environ | environment)
-        if done.returncode:
-            print(f"{name} does not run here: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
-            return None
-        figures.append(float(done.stdout.splitlines()[-1]))
-    return Measurement(*figures)
+        order += [f"--{key.replace('_', '-')}", str(value)]
+    done = subprocess.run(order, capture_output=True, text=True, check=True, env=os.environ | PRUDENT_ALLOCATOR)
+    return float(done.stdout.splitlines()[-1])
 
 
-def ratios(found: dict[str, Measurement | None], sizes: Sizes) -> dict[str, float]:
-    """The figures to reach; ours faster = larger for ``*_vs_trl`` and ``*_vs_plain``, smaller for the others."""
+def ratios(found: dict[str, Measurement], sizes: Sizes) -> dict[str, float | None]:
+    """The figures to reach (ours faster: larger ``*_vs_trl``, ``*_vs_liger``, ``*_vs_plain``, smaller others); None: not measured."""
 
-    def quotient(one: str, other: str) -> float:
+    def quotient(one: str, other: str) -> float | None:
         first, second = found.get(one), found.get(other)
-        return round(first.seconds / second.seconds, 3) if first and second else float("nan")
+        return round(first.seconds / second.seconds, 3) if first and second else None
 
     jsd = found["ours JSD"]
-    assert jsd is not None, "our own objective runs everywhere"
     return {
         "jsd_vs_trl": quotient("TRL JSD", "ours JSD"),
         "reverse_kl_vs_trl": quotient("TRL reverse KL", "ours reverse KL"),
@@ -255,15 +260,13 @@ def ratios(found: dict[str, Measurement | None], sizes: Sizes) -> dict[str, floa
     }
 
 
-def table(found: dict[str, Measurement | None], sizes: Sizes) -> str:
+def table(found: dict[str, Measurement], sizes: Sizes) -> str:
     """All measurements as text."""
     jsd, logits = found["ours JSD"], 4 * sizes.tokens * sizes.vocabulary
-    assert jsd is not None
     lines = [f"{'':<16}{'seconds':>9}{'ours JSD = 1':>14}{'extra MiB':>11}{'of [N, V] fp32':>16}"]
     for name, result in found.items():
-        if result is not None:
-            times, extra = result.seconds / jsd.seconds, result.extra_bytes
-            lines.append(f"{name:<16}{result.seconds:>9.3f}{times:>14.2f}{extra / 2**20:>11.1f}{extra / logits:>16.3f}")
+        times, extra = result.seconds / jsd.seconds, result.extra_bytes
+        lines.append(f"{name:<16}{result.seconds:>9.3f}{times:>14.2f}{extra / 2**20:>11.1f}{extra / logits:>16.3f}")
     return "\n".join(lines)
 
 
@@ -280,24 +283,24 @@ def surroundings(sizes: Sizes) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures all contenders, or the one named by ``--only``."""
+    """Measures all contenders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for key, value in asdict(Sizes()).items():
         parser.add_argument(f"--{key.replace('_', '-')}", type=type(value), default=value)
     parser.add_argument("--repeats", type=int, default=5, help="runs of which the best counts (default 5)")
     parser.add_argument("--json", action="store_true", help="print one object with the ratios, and nothing else, on stdout")
-    parser.add_argument("--only", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=CONTENDERS, help=argparse.SUPPRESS)
     given = vars(parser.parse_args(arguments))
-    repeats, as_json, only = given.pop("repeats"), given.pop("json"), given.pop("only")
+    repeats, as_json, memory_of = given.pop("repeats"), given.pop("json"), given.pop("memory_of")
     sizes = Sizes(**given)
-    if only:
-        problem = Problem(sizes)
-        print(best_time(CONTENDERS[only], problem, repeats) if repeats else extra_memory(CONTENDERS[only], problem))
+    if memory_of:
+        print(extra_memory(CONTENDERS[memory_of], Problem(sizes)))
         return
-    # Slow contenders need few repeats: noise of the machine is small beside them.
-    found = {name: measured_apart(name, sizes, repeats if name.startswith(("ours", "products")) else 2) for name in CONTENDERS}
+    times = best_times(list(CONTENDERS), sizes, repeats)
+    found = {name: Measurement(seconds, memory_apart(name, sizes)) for name, seconds in times.items()}
     print(f"{surroundings(sizes)}\n{table(found, sizes)}", file=sys.stderr if as_json else sys.stdout)
-    print(json.dumps(ratios(found, sizes)) if as_json else "\n".join(f"{k:<22}{v:>8.3f}" for k, v in ratios(found, sizes).items()))
+    figures = ratios(found, sizes)
+    print(json.dumps(figures) if as_json else "\n".join(f"{name:<22}{figure}" for name, figure in figures.items()))
 
 
 if __name__ == "__main__":

@@ -76,15 +76,20 @@ def entropy_mixed(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor, doubt: Tensor) -
     return doubt * forward + (1 - doubt) * reverse, doubt * forward_pull + (1 - doubt) * reverse_pull
 
 
+KINDS: dict[str, Callable[[DivergenceConfig], Pointwise]] = {
+    "gjsd": lambda config: {0.0: forward_kl, 1.0: reverse_kl}.get(config.beta) or gjsd(config.beta),
+    "forward_kl": lambda config: forward_kl,
+    "reverse_kl": lambda config: reverse_kl,
+    "skew_forward_kl": lambda config: skew_forward_kl(config.skew),
+    "skew_reverse_kl": lambda config: skew_reverse_kl(config.skew),
+    "entropy_mixed": lambda config: entropy_mixed,
+}
+"""The divergences that ``DivergenceConfig.kind`` can name."""
+
+
 def pointwise_of(config: DivergenceConfig) -> Pointwise:
     """The configured divergence as a pointwise function, without the factor of ``rescale``."""
-    if config.kind == "gjsd":
-        return {0.0: forward_kl, 1.0: reverse_kl}.get(config.beta) or gjsd(config.beta)
-    if config.kind == "skew_forward_kl":
-        return skew_forward_kl(config.skew)
-    if config.kind == "skew_reverse_kl":
-        return skew_reverse_kl(config.skew)
-    return {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "entropy_mixed": entropy_mixed}[config.kind]
+    return KINDS[config.kind](config)
 
 
 def scale_of(config: DivergenceConfig) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,27 +11,47 @@ from gkd_rl.config.objective import GateConfig
 from gkd_rl.types import Gates
 
 
+def everywhere(right: Tensor, group: Tensor) -> Gates:
+    """Both terms on all rows."""
+    return Gates(torch.ones_like(right), torch.ones_like(right))
+
+
+def wrong(right: Tensor, group: Tensor) -> Gates:
+    """Divergence × (1 − c)."""
+    return Gates(torch.ones_like(right), 1 - right)
+
+
+def unsolved_group(right: Tensor, group: Tensor) -> Gates:
+    """Divergence only where no row of the group is right."""
+    _, index = group.unique(return_inverse=True)
+    solved = torch.zeros_like(right).index_add(0, index, right)[index]
+    return Gates(torch.ones_like(right), (solved == 0).to(right.dtype))
+
+
+def right_reward_wrong_divergence(right: Tensor, group: Tensor) -> Gates:
+    """Reward × c and divergence × (1 − c) (SRPO)."""
+    return Gates(right, 1 - right)
+
+
+KINDS: dict[str, Callable[[Tensor, Tensor], Gates]] = {
+    "none": everywhere,
+    "wrong": wrong,
+    "unsolved_group": unsolved_group,
+    "right_reward_wrong_divergence": right_reward_wrong_divergence,
+    "sign_agreement": everywhere,  # acts on tokens, inside the objective
+}
+"""The gates that ``GateConfig.kind`` can name: (c [B], group [B]) → factors."""
+
+
 def row_gates(rewards: Tensor, group: Tensor, config: GateConfig) -> Gates:
-    """Each row's factors on reward and divergence, c = 1 where the reward reaches ``right_at``.
+    """Each row's factors on reward and divergence, from c = 1 where its reward reaches ``right_at``.
 
     Args:
         rewards: [B] fp32; NaN (no reward applies, dataset rows) counts as not right.
         group: [B] int64, groups whole.
-        config: ``wrong``: divergence × (1−c); ``unsolved_group``: divergence only where no row of the group is right;
-            ``right_reward_wrong_divergence``: reward × c, divergence × (1−c) (SRPO). ``sign_agreement`` works on tokens inside
-            the objective (``sign_agreement`` below) and leaves rows as they are.
+        config: which gate.
     """
-    right = (rewards >= config.right_at).float()
-    everything = torch.ones_like(right)
-    if config.kind == "wrong":
-        return Gates(everything, 1 - right)
-    if config.kind == "unsolved_group":
-        _, index = group.unique(return_inverse=True)
-        solved = torch.zeros_like(right).index_add(0, index, right)[index]
-        return Gates(everything, (solved == 0).float())
-    if config.kind == "right_reward_wrong_divergence":
-        return Gates(right, 1 - right)
-    return Gates(everything, everything)
+    return KINDS[config.kind]((rewards >= config.right_at).float(), group)
 
 
 def sign_agreement(teacher_log_ratio: Tensor, advantages: Tensor) -> Tensor:

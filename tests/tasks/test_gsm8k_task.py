@@ -41,9 +41,10 @@ def test_the_files_lie_in_the_data_folder_or_its_subfolder(folder: Path):
 def test_rows_become_prompts_completions_and_references(folder: Path):
     example = Gsm8kTask(data_dir=str(folder)).train_example(1)
     assert isinstance(example.prompt, str) and example.prompt.startswith("Question: How many? train 1\nAnswer:")
-    assert example.completion == "There are 48+24=72 {clips}.\n#### 72"
+    assert example.prompt.endswith("Answer:"), "a prompt that ends in a space leaves the answer without a first token"
+    assert example.completion == " There are 48+24=72 {clips}.\n#### 72"
     assert example.columns["reference"] == ROW["answer"]
-    assert Gsm8kTask(data_dir=str(folder), calculator_marks=True).train_example(1).completion == ROW["answer"]
+    assert Gsm8kTask(data_dir=str(folder), calculator_marks=True).train_example(1).completion == f" {ROW['answer']}"
 
 
 def test_chat_prompts_carry_the_instruction(folder: Path):
