@@ -150,6 +150,17 @@ def test_masked_tokens_may_hold_anything_and_leading_shape_is_free():
     torch.testing.assert_close(token_divergence(student[0, 0], teacher[0, 0]), values[0, 0])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_rounding_makes_no_divergence_negative(kind):
+    generator = torch.Generator().manual_seed(0)
+    teacher, noise = torch.randn(2, 500, 50, generator=generator)
+    student = teacher + 1e-4 * noise
+    lp, lq = student.log_softmax(-1), teacher.log_softmax(-1)
+    value, _ = pointwise_of(DivergenceConfig(kind=kind))(lp, lq, lp.exp(), lq.exp(), torch.full((500, 1), 0.9))
+    assert value.sum(-1).min() < 0, "without care some would be"
+    assert token_divergence(student, teacher, kind=kind).min() >= 0
+
+
 def test_low_precision_logits_are_reduced_in_fp32():
     generator = torch.Generator().manual_seed(1)
     student, teacher = torch.randn(2, 4, 300, generator=generator).bfloat16()

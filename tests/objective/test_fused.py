@@ -11,7 +11,7 @@ from token_batches import gradients, token_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gkd_rl.config.objective import DivergenceConfig, ObjectiveConfig, SurrogateConfig, TelemetryConfig
-from gkd_rl.objective import fused_objective, unified_objective
+from gkd_rl.objective import fused_objective, products, unified_objective
 from gkd_rl.objective.compiled import has_compiler
 from gkd_rl.types import Head
 
@@ -160,8 +160,9 @@ def test_compiled_kernels_give_equal_results(name):
     assert_equal_to_the_definition(token_batch(15, 40), CONFIGURATIONS[name], 1e-5, chunk_tokens=7, compile=True)
 
 
-def test_products_through_onednn_equal_those_of_torch():
-    """Sizes beyond the threshold from which another library multiplies, none of them round."""
+def test_products_through_onednn_equal_those_of_torch(monkeypatch):
+    """Sizes beyond the threshold from which another library multiplies, none of them round; two chunks, several pieces of the head."""
+    monkeypatch.setattr(products, "BLOCK_BYTES", 50_000)
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -175,4 +176,5 @@ def test_products_through_onednn_equal_those_of_torch():
         teacher_hidden=normal(tokens, 71),
         teacher_head=Head(normal(vocabulary, 71) / 8),
     )
-    assert_equal_to_the_definition(batch, ObjectiveConfig(), 1e-5, compile=False)
+    assert 18 * vocabulary * width > products.LEAST_WORK
+    assert_equal_to_the_definition(batch, ObjectiveConfig(), 1e-5, chunk_tokens=19, compile=False)

@@ -160,7 +160,7 @@ def arithmetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "teacher": {"path": "embedded:arithmetic-teacher"},
         "task": {"max_prompt_tokens": 160},
         "rollout": {
-            **{"prompts_per_step": 6, "per_prompt": 2, "max_new_tokens": 32},
+            **{"prompts_per_step": 6, "per_prompt": 2, "max_new_tokens": 48},
             **{"on_policy_share": 0.6, "passes": 2, "updates_per_pass": 2},
         },
         "objective": {"alpha": 0.5, "advantage": {"kind": "batch"}},

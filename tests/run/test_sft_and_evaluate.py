@@ -43,7 +43,7 @@ def test_its_model_is_a_student_to_train(cli, fine_tuned: Path, small: Path, tmp
 
 def test_its_model_repeats_what_it_was_taught_better_than_the_initial_one(cli, fine_tuned: Path, small: Path, tmp_path: Path) -> None:
     """The divergence from the fine-tuned model to the initial one, on the data's rows, is that of a model that has moved."""
-    share = ["rollout.on_policy_share=0", "objective.alpha=1", "max_steps=1", "evaluation.teacher=false"]
+    share = ["rollout.on_policy_share=0", "objective.alpha=1", "max_steps=1", "evaluation.teacher=false", "rollout.max_new_tokens=100"]
     outcome = cli("train", small, f"run_dir={tmp_path / 'run'}", f"teacher.path={fine_tuned / 'model'}", *share)
     assert outcome.status == 0, outcome.err
     metrics = rows_of(tmp_path / "run" / "metrics.jsonl")[0]
