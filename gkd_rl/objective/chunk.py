@@ -5,6 +5,7 @@ Shapes: n tokens of the chunk, V vocabulary, K top-k, M tokens on which the term
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,6 @@ from gkd_rl.objective.kernel import (
     add_at,
     has_dense_divergence,
     log_probs_of,
-    logit_gradient,
     target_logits,
     tempered,
 )
@@ -27,6 +27,9 @@ from gkd_rl.objective.target import teacher_temperature
 from gkd_rl.objective.telemetry import TeacherView
 from gkd_rl.objective.terms import Losses, Streams, TokenValues, losses_of
 from gkd_rl.objective.top_k import restrict
+
+GradientKernel = Callable[[Tiles, Rows, Slopes], Tensor]
+"""Writes the gradient in the logits [n, V] over the student's tile and returns it."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,14 @@ def chunk_losses(chunk: Chunk, streams: Streams, config: ObjectiveConfig) -> Los
     return losses_of(chunk.values, streams.rows(chunk.where), config)
 
 
-def reward_gradient(tiles: Tiles, chunk: Chunk, losses: Losses, tokens: Tensor, config: ObjectiveConfig, soft_cap: float | None) -> Tensor:
+def reward_gradient(
+    tiles: Tiles, chunk: Chunk, losses: Losses, tokens: Tensor, gradient_: GradientKernel, soft_cap: float | None
+) -> Tensor:
     """Gradient of the reward's term alone in the uncapped logits [M, V] of some tokens of the chunk."""
     slopes, _ = slopes_of(chunk, losses.reward)
     picked = Tiles(tiles.student[tokens], None, None if tiles.reference is None else tiles.reference[tokens])
-    gradient = logit_gradient(
-        picked, Rows(*(row[tokens] for row in chunk.rows)), Slopes(*(slope[tokens] for slope in slopes)), config, soft_cap
-    )
     ids = chunk.token_ids[tokens, None]
-    add_at(gradient, picked.student.gather(-1, ids), ids, slopes.logprob[tokens, None], soft_cap)
+    at_token = picked.student.gather(-1, ids)
+    gradient = gradient_(picked, Rows(*(row[tokens] for row in chunk.rows)), Slopes(*(slope[tokens] for slope in slopes)))
+    add_at(gradient, at_token, ids, slopes.logprob[tokens, None], soft_cap)
     return gradient

@@ -7,6 +7,8 @@ accumulate into fp32.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -17,17 +19,25 @@ BLOCK_BYTES = 4 * 2**20
 """Size of the pieces in which a product is added to a matrix on a CPU."""
 
 
+@cache
+def _has_onednn() -> bool:
+    """Whether oneDNN is there with kernels made for this processor."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    )
+
+
 def _through_onednn(left: Tensor, right: Tensor, multiplications: int) -> bool:
     return (
-        left.device.type == "cpu"
+        multiplications >= LEAST_WORK
+        and left.device.type == "cpu"
         and left.dtype == right.dtype == torch.float32
         and left.is_contiguous()
         and (right.is_contiguous() or right.T.is_contiguous())
         and torch.backends.mkldnn.enabled
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and multiplications >= LEAST_WORK
+        and _has_onednn()
     )
 
 

@@ -18,7 +18,7 @@ from gkd_rl.objective.telemetry import TeacherView, compared_tokens, interferenc
 from gkd_rl.objective.terms import Losses, TokenValues, losses_of, needs_whole_sequences, streams_of, with_sequences
 from gkd_rl.types import GlobalCounts, Head, TokenBatch
 
-CHUNK_TOKENS = {"cpu": 64, "cuda": 1024}
+CHUNK_TOKENS = {"cpu": 80, "cuda": 1024}
 """Tokens per chunk for large vocabularies: enough rows for the products' speed, few enough for tiles to stay small."""
 
 SMALL_TILE_BYTES = 8 * 2**20
@@ -135,7 +135,7 @@ class Sweep:
 
     def _reward_gradient(self, tiles: Tiles, chunk: Chunk, losses: Losses, tokens: Tensor) -> Tensor:
         """Gradient of the reward's term at the hidden states of some tokens [M, H]."""
-        return self.student.to_hidden(reward_gradient(tiles, chunk, losses, tokens, self.config, self.student.soft_cap))
+        return self.student.to_hidden(reward_gradient(tiles, chunk, losses, tokens, self.kernels.gradient_, self.student.soft_cap))
 
     def _logit_gradient(self, tiles: Tiles, chunk: Chunk, losses: Losses) -> Tensor:
         """Gradient of the loss in the chunk's uncapped logits [n, V], written over the student's tile."""
