@@ -31,7 +31,7 @@ def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
         reference = parts.reference.score(rollouts) if parts.reference is not None else None
     gates = row_gates(rewards, rollouts.group, config.objective.gate)
     experience = Experience(rollouts, rewards, components, advantages, teacher, reference, gates)
-    figures = rollout_health(experience, config.rollout.max_new_tokens, run.processes)
+    figures = rollout_health(experience, run.processes)
     return experience, figures
 
 

@@ -11,7 +11,7 @@ from gkd_rl.engine import Processes
 from gkd_rl.types import Experience, ObjectiveResult
 
 
-def rollout_health(experience: Experience, max_new_tokens: int, processes: Processes) -> dict[str, float]:
+def rollout_health(experience: Experience, processes: Processes) -> dict[str, float]:
     """Means over the sampled rows of all ranks: reward and components, length, truncation, groups with no signal, distinct bigrams."""
     rollouts = experience.rollouts
     on = rollouts.on_policy
@@ -21,7 +21,7 @@ def rollout_health(experience: Experience, max_new_tokens: int, processes: Proce
         "rewarded": float((~experience.rewards.isnan()).sum()),
         "reward": float(experience.rewards.nansum()),
         "length": float(length[on].sum()),
-        "truncated": float((length[on] >= max_new_tokens).sum()),
+        "truncated": float((~rollouts.ended[on]).sum()),
         "advantage_square": float(experience.advantages.square().sum()),
         "flat": float(((experience.advantages == 0) & on).sum()),
         **_bigrams(experience),

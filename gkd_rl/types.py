@@ -64,6 +64,8 @@ class Rollouts:
     """[B] int64: rows of one prompt share a number."""
     version: Tensor
     """[B] int64: number of the policy's update at which the row was sampled."""
+    ended: Tensor
+    """[B] bool: the completion ends with an end token (True) or was cut off at the limit of new tokens (False)."""
     texts: tuple[str, ...] = ()
     """length B: decoded completions, special tokens left out."""
 

@@ -125,7 +125,7 @@ def trl(beta: float, reward: float = 0.0) -> Loss:
 
 def liger(problem: Problem) -> Tensor:
     """Liger's fused linear JSD(½), compiled as it is by default."""
-    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss  # pyright: ignore[reportMissingImports]
 
     p = problem
     jsd = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.5)

@@ -93,7 +93,6 @@ class Evaluator:
         right = self._right(greedy)
         right_samples = self._right(sampled).view(len(mine), max(1, samples)).sum(1).tolist()
         rewards, _ = score_rollouts(self.rewards, sampled)
-        ended = sampled.completion_mask.sum(1) < self.max_new_tokens
         totals = self.processes.sum(
             {
                 "right": float(right.sum()),
@@ -102,7 +101,7 @@ class Evaluator:
                 "samples": float(len(rewards)),
                 "sample_tokens": float(sampled.completion_mask.sum()),
                 "tokens": float(sampled.completion_mask.sum() + greedy.completion_mask.sum()),
-                "truncated": float((~ended).sum()),
+                "truncated": float((~sampled.ended).sum()),
                 **{f"pass@{k}": sum(pass_at_k(samples, int(c), k) for c in right_samples) for k in _powers(samples)},
             }
         )

@@ -74,12 +74,17 @@ class InProcessSampler:
             on_policy=torch.ones(len(ids), dtype=torch.bool, device=ids.device),
             group=torch.tensor([e.key for e in examples for _ in range(per_prompt)], dtype=torch.long, device=ids.device),
             version=torch.full((len(ids),), self.version, device=ids.device),
+            ended=self._ended(ids, lengths),
             texts=decode(self.model, ids[:, :width], mask),
         )
 
     @property
     def _pad(self) -> int:
         return int(self.model.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+
+    def _ended(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """[B]: whether the last token of each row ends it; one that ends with the last token allowed is whole too."""
+        return torch.isin(ids.gather(1, (lengths - 1)[:, None])[:, 0], self.ends)
 
     def _decode(self, prompts: list[list[int]], per_prompt: int, params: SamplingParams, uniforms: Tensor):
         """Ids, log-probabilities under policy and sampler [B, C], and lengths [B] of one chunk."""
@@ -138,6 +143,7 @@ def dataset_rollouts(model: LanguageModel, examples: Sequence[Example], max_new_
         on_policy=torch.zeros(len(rows), dtype=torch.bool, device=ids.device),
         group=torch.tensor([e.key for e in examples], device=ids.device),
         version=torch.full((len(rows),), version, device=ids.device),
+        ended=torch.ones(len(rows), dtype=torch.bool, device=ids.device),
         texts=decode(model, ids, mask),
     )
 

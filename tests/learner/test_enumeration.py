@@ -79,6 +79,7 @@ class Enumeration:
             on_policy=torch.ones(count, dtype=torch.bool),
             group=torch.zeros(count, dtype=torch.long),
             version=torch.zeros(count, dtype=torch.long),
+            ended=torch.ones(count, dtype=torch.bool),
         )
         scores = LocalTeacher(self.teacher, 10_000).score(rollouts)
         zeros = torch.zeros(count, dtype=torch.float64)

@@ -91,7 +91,7 @@ def test_the_budget_holds_for_prompts_and_completions_of_all_lengths(budget: int
     zeros, count = torch.zeros(ids.shape), len(sizes)
     number = torch.arange(count)
     on_policy = torch.ones(count, dtype=torch.bool)
-    rollouts = Rollouts((Example("a"),) * count, prompt_ids, prompt_mask, ids, mask, zeros, zeros, on_policy, number, number)
+    rollouts = Rollouts((Example("a"),) * count, prompt_ids, prompt_mask, ids, mask, zeros, zeros, on_policy, number, number, on_policy)
     parts = micro_batches(Experience(rollouts, torch.zeros(count), {}, torch.zeros(count)), budget)
     assert sorted(row for part in parts for row in part.rollouts.group.tolist()) == number.tolist()
     for part in parts:

@@ -88,6 +88,15 @@ def test_masks_end_with_the_first_end_token(models: dict[str, LanguageModel], ki
     assert 5 < ended < 48
 
 
+def test_an_answer_that_ends_with_the_last_token_allowed_is_whole(models: dict[str, LanguageModel]):
+    long = _sample(models["llama"], 12, 4, max_new_tokens=10)
+    length = int(long.completion_mask.sum(1)[long.ended].median())
+    cut = _sample(models["llama"], 12, 4, max_new_tokens=length)
+    sizes = long.completion_mask.sum(1)
+    assert torch.equal(cut.ended, long.ended & (sizes <= length))
+    assert bool((cut.ended & (sizes == length)).any()) and bool((~cut.ended).any())
+
+
 def test_every_end_token_of_the_generation_settings_ends_an_answer():
     model = language_model("llama")
     before = _completions(_sample(model))
