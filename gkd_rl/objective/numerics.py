@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,18 @@ LOG_FLOOR = -1e5
 
 TINY = 1e-37
 """Smallest mixture probability whose logarithm is taken: a normal number in fp32."""
+
+
+class _Floor(torch.autograd.Function):
+    """max(x, LOG_FLOOR) with the gradient of x: what an excluded outcome does to the others is the limit of small probabilities."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.clamp_min(LOG_FLOOR)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
@@ -22,7 +36,7 @@ def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
     logits = at_least_fp32(logits)
     if temperature != 1.0:
         logits = logits / temperature
-    return logits.log_softmax(-1).clamp_min(LOG_FLOOR)
+    return _Floor.apply(logits.log_softmax(-1))  # pyright: ignore[reportReturnType]
 
 
 def not_below_zero(x: Tensor) -> Tensor:

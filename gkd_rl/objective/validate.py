@@ -40,8 +40,8 @@ def validate_objective(
         *_terms(config, uses_reward, uses_divergence, has_reward, has_teacher, on_policy_share),
         *_divergence(config.divergence),
         *_estimator(config.divergence, uses_divergence, on_policy_share),
-        *_gate(config.gate, uses_reward, uses_divergence, has_reward, has_teacher),
-        *_surrogate(config.surrogate, surrogate_in_use, passes, sampler_is_exact, has_old_logprobs, has_teacher),
+        *_gate(config.gate, config.divergence.temperature, uses_reward, uses_divergence, has_reward, has_teacher),
+        *_surrogate(config.surrogate, config.divergence.temperature, surrogate_in_use, passes, sampler_is_exact, has_old_logprobs, has_teacher),
         *_reference(config, uses_reward, uses_divergence, has_reference),
         *_advantage(config, uses_reward, group_size),
         *_telemetry(config),
@@ -156,10 +156,10 @@ def _estimator(config: DivergenceConfig, in_use: bool, on_policy_share: float) -
         yield f"objective.divergence.estimator '{name}' estimates the reverse KL; set objective.divergence.kind=reverse_kl."
     if name == "k3" and config.kind != "forward_kl":
         yield "objective.divergence.estimator 'k3' has the forward KL's gradient; set objective.divergence.kind=forward_kl."
-    if name in ("k1", "k2", "k3") and (config.temperature, config.teacher_temperature or 1) != (1, 1):
+    if name in ("k1", "k2", "k3") and config.temperature != 1:
         yield (
-            f"objective.divergence.estimator '{name}' compares probabilities of tokens, and tokens are drawn at temperature 1; set both "
-            "temperatures to 1, or estimator 'full' or 'top_k'."
+            f"objective.divergence.estimator '{name}' compares probabilities of tokens, and tokens are drawn at temperature 1; set "
+            "objective.divergence.temperature=1 (teacher_temperature alone may differ), or estimator 'full' or 'top_k'."
         )
     if name in ("k1", "k2", "k3") and in_use and on_policy_share < 1:
         yield (
@@ -175,19 +175,32 @@ def _estimator(config: DivergenceConfig, in_use: bool, on_policy_share: float) -
         yield f"objective.divergence.top_k is {config.top_k}: too few tokens to compare; use at least 2."
 
 
-def _gate(config: GateConfig, reward: bool, divergence: bool, has_reward: bool, has_teacher: bool) -> Iterator[str]:
+def _gate(
+    config: GateConfig, temperature: float, reward: bool, divergence: bool, has_reward: bool, has_teacher: bool
+) -> Iterator[str]:
     if config.kind == "none":
         return
     if not has_reward:
         yield f"objective.gate.kind '{config.kind}' needs a reward and none is configured; add one, or set the gate to 'none'."
     if not (divergence and has_teacher):
         yield f"objective.gate.kind '{config.kind}' gates the divergence, whose weight is 0; set the gate to 'none'."
+    if config.kind == "sign_agreement" and temperature != 1:
+        yield (
+            "objective.gate.kind 'sign_agreement' compares probabilities of tokens, and tokens are drawn at temperature 1; set "
+            "objective.divergence.temperature=1 (teacher_temperature alone may differ), or another gate."
+        )
     if config.kind == "right_reward_wrong_divergence" and not reward:
         yield "objective.gate.kind 'right_reward_wrong_divergence' needs the reward's term; set objective.alpha below 1, or use 'wrong'."
 
 
 def _surrogate(
-    config: SurrogateConfig, in_use: bool, passes: int, sampler_is_exact: bool, has_old_logprobs: bool, has_teacher: bool
+    config: SurrogateConfig,
+    temperature: float,
+    in_use: bool,
+    passes: int,
+    sampler_is_exact: bool,
+    has_old_logprobs: bool,
+    has_teacher: bool,
 ) -> Iterator[str]:
     for key in ("clip_low", "clip_high", "entropy_weight", "reference_kl_weight"):
         if (getattr(config, key) or 0) < 0:
@@ -212,6 +225,11 @@ def _surrogate(
         )
     if config.teacher_in_ratio and (config.ratio == "none" or not has_teacher):
         yield "objective.surrogate.teacher_in_ratio needs an importance ratio and a teacher; set ratio to 'token', or the weight to 0."
+    if config.teacher_in_ratio and temperature != 1:
+        yield (
+            "objective.surrogate.teacher_in_ratio compares probabilities of tokens, and tokens are drawn at temperature 1; set "
+            "objective.divergence.temperature=1 (teacher_temperature alone may differ), or the weight to 0."
+        )
     if not sampler_is_exact and config.correction.kind == "none":
         yield (
             "the sampler draws from another distribution than the policy (temperature, top-k, top-p or engine), which biases the policy "

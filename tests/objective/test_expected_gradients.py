@@ -137,6 +137,15 @@ def test_k2_as_loss_estimates_the_reverse_kl_and_k3_the_forward_kl(objective):
 
 
 @both
+@pytest.mark.parametrize("estimator", [{"estimator": "k1", "use": "advantage"}, {"estimator": "k2"}])
+def test_sampled_estimators_follow_a_teacher_with_a_temperature_of_its_own(objective, estimator):
+    sharp = at_fixed_prefixes(lambda table: token_divergence(table, TEACHER, kind="reverse_kl", temperature=1.0, teacher_temperature=0.5))
+    config = ObjectiveConfig(divergence=DivergenceConfig(kind="reverse_kl", teacher_temperature=0.5, **estimator))
+    torch.testing.assert_close(expected(objective, config, divergence=1.0), sharp)
+    assert (sharp - REVERSE).abs().max() > 0.05
+
+
+@both
 @pytest.mark.parametrize(("kind", "claim"), [("reverse_kl", REVERSE), ("forward_kl", FORWARD)])
 def test_full_divergences_are_exact(objective, kind, claim):
     torch.testing.assert_close(expected(objective, ObjectiveConfig(divergence=DivergenceConfig(kind=kind)), divergence=1.0), claim)

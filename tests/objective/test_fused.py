@@ -129,6 +129,18 @@ def test_extreme_logits_and_excluded_tokens_stay_finite():
         torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_a_token_that_the_student_excludes_and_the_teacher_does_not_counts_alike_in_both():
+    batch = token_batch(6, 5)
+    student = Head(batch.student_head.weight, torch.tensor([0.3, -torch.inf, 0.0, 1.0, -0.5]).requires_grad_())
+    batch = replace(batch, student_head=student, token_ids=batch.token_ids.masked_fill(batch.token_ids == 1, 0))
+    for name in ("forward", "gjsd", "skew forward", "entropy mixed"):
+        config = replace(VARIANTS[name], divergence=replace(VARIANTS[name].divergence, extrapolation=1.0))
+        result, made = gradients(fused_objective, batch, config, COUNTS)
+        expected, wanted = gradients(unified_objective, batch, config, COUNTS)
+        torch.testing.assert_close(result.loss, expected.loss, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-4)
+
+
 class LargestTensor(TorchDispatchMode):
     """Notes the number of elements of the largest tensor that any operation makes."""
 

@@ -64,6 +64,8 @@ REFUSED = [
     (("divergence.estimator=k2", "divergence.kind=gjsd"), {}, "estimates the reverse KL"),
     (K1_ADVANTAGE, {"on_policy_share": 0.5}, "assumes tokens sampled from the policy"),
     ((*K1_ADVANTAGE, "divergence.temperature=2"), {}, "tokens are drawn at temperature 1"),
+    (("alpha=0.5", "divergence.temperature=2", "gate.kind=sign_agreement"), {}, "tokens are drawn at temperature 1"),
+    (("alpha=0.5", "divergence.temperature=2", "surrogate.teacher_in_ratio=0.5"), {}, "tokens are drawn at temperature 1"),
     (("divergence.discount=0.5",), {}, "discount needs estimator 'k1'"),
     (("divergence.estimator=top_k", "divergence.tail=drop"), {}, "drain the kept tokens"),
     (("divergence.estimator=top_k", "divergence.top_k=0"), {}, "too few tokens"),
