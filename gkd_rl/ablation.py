@@ -114,7 +114,13 @@ def _run(point: Point, config_path: str, overrides: Sequence[str]) -> bool:
         raise UserError(f"{point.folder}, where a run of the grid belongs, is not a folder; move it away") from None
     command = [sys.executable, "-m", "gkd_rl", "train", config_path, *overrides, *point.overrides]
     with (point.folder / "output.log").open("w") as log:
-        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode == 0
+        run = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        try:
+            return run.wait() == 0
+        finally:  # whatever ends the sweep ends its run: nothing goes on unseen
+            if run.poll() is None:
+                run.terminate()
+                run.wait()
 
 
 def _last_words(point: Point) -> str:

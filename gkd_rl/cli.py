@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,16 +26,29 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a user's mistake prints one sentence and exits with status 2."""
     parsed = _parse(arguments)
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         status = parsed.run(parsed)
     except (UserError, InputError, RewardError) as error:
-        print(f"gkd-rl: {error}", file=sys.stderr)
+        print(f"gkd-rl{_rank()}: {error}", file=sys.stderr)
         _leave(2)
     except KeyboardInterrupt:
         print("gkd-rl: interrupted; resume=auto continues from the newest checkpoint", file=sys.stderr)
         _leave(130)
     else:
         sys.exit(status or 0)
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    """Leave through every ``finally``, so that no process is left behind."""
+    print("gkd-rl: terminated; resume=auto continues from the newest checkpoint", file=sys.stderr)
+    sys.exit(128 + number)
+
+
+def _rank() -> str:
+    """Says which process speaks, where it is not the first: the same mistake is then not taken for several."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f" (rank {rank})"
 
 
 class _Parser(argparse.ArgumentParser):

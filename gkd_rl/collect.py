@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+from gkd_rl.config.run import RolloutConfig
 from gkd_rl.config.validate import needs_teacher
 from gkd_rl.errors import UserError
 from gkd_rl.models.tokenizers import prompt_tokens
@@ -55,12 +56,26 @@ def _rollouts(run: Run, examples: list[Example]) -> Rollouts:
     others = [e for e in examples if _coin(config.seed, e.key) >= rollout.on_policy_share]
     parts: list[Rollouts] = []
     if sampled or not others:  # a rank may have no examples at all
-        params = SamplingParams(rollout.max_new_tokens, rollout.temperature, rollout.top_k, rollout.top_p)
+        params = sampling_params(rollout)
         parts.append(run.parts.sampler.sample(sampled, rollout.per_prompt, params, config.seed))
     if others:
         rows = [example for example in others for _ in range(rollout.per_prompt)]
         parts.append(dataset_rollouts(run.parts.student, rows, rollout.max_new_tokens, run.parts.sampler.version))
     return join(parts, int(run.parts.student.tokenizer.pad_token_id))  # pyright: ignore[reportArgumentType]
+
+
+def sampling_params(rollout: RolloutConfig) -> SamplingParams:
+    """How the configuration has completions sampled."""
+    return SamplingParams(
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        top_k=rollout.top_k,
+        top_p=rollout.top_p,
+        min_p=rollout.min_p,
+        min_new_tokens=rollout.min_new_tokens,
+        stop=tuple(rollout.stop),
+        stop_token_ids=tuple(rollout.stop_token_ids),
+    )
 
 
 def _coin(seed: int, key: int) -> float:

@@ -82,6 +82,14 @@ class RolloutConfig:
     """Sample among the k likeliest tokens only; 0: all."""
     top_p: float = 1.0
     """Sample among the likeliest tokens that hold this mass; 1: all."""
+    min_p: float = 0.0
+    """Sample among tokens at least this share as likely as the likeliest; 0: all."""
+    min_new_tokens: int = 0
+    """No end token is sampled before so many tokens."""
+    stop: list[str] = field(default_factory=list)
+    """Texts that end an answer beside the model's end tokens; the token that completes one is the answer's last."""
+    stop_token_ids: list[int] = field(default_factory=list)
+    """Tokens that end an answer beside the model's end tokens."""
     on_policy_share: float = 1.0
     """λ: share of prompts answered by the student; the rest carry the dataset's completion."""
     passes: int = 1

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from gkd_rl.config.load import all_keys, value_at
-from gkd_rl.config.run import Config
+from gkd_rl.config.run import Config, RolloutConfig
 from gkd_rl.errors import UserError
 from gkd_rl.objective.schedule import weights_at
 from gkd_rl.objective.validate import validate_objective
@@ -24,6 +24,7 @@ _AT_LEAST = {
     "rollout.max_staleness": 0,
     "rollout.sampling_rows": 1,
     "rollout.top_k": 0,
+    "rollout.min_new_tokens": 0,
     "optimizer.warmup_steps": 0,
     "optimizer.weight_decay": 0,
     "optimizer.max_grad_norm": 0,
@@ -42,6 +43,7 @@ _AT_LEAST = {
 }
 _IN_RANGE = {
     "rollout.on_policy_share": (0.0, 1.0),
+    "rollout.min_p": (0.0, 1.0),
     "optimizer.end_share": (0.0, 1.0),
 }
 _BELOW_ONE = ("optimizer.beta1", "optimizer.beta2")
@@ -59,11 +61,17 @@ def validate(config: Config) -> None:
         has_teacher=config.teacher.path is not None,
         has_reference=True,
         passes=rollout.passes * rollout.updates_per_pass * (1 + rollout.max_staleness),
-        sampler_is_exact=rollout.temperature == 1 and rollout.top_k == 0 and rollout.top_p == 1,
+        sampler_is_exact=samples_exactly(rollout),
         has_old_logprobs=True,
         on_policy_share=rollout.on_policy_share,
         group_size=rollout.per_prompt,
     )
+
+
+def samples_exactly(rollout: RolloutConfig) -> bool:
+    """Whether tokens are drawn from the very policy."""
+    untruncated = (rollout.top_k, rollout.top_p, rollout.min_p, rollout.min_new_tokens) == (0, 1, 0, 0)
+    return rollout.temperature == 1 and untruncated
 
 
 def needs_teacher(config: Config) -> bool:
@@ -92,6 +100,12 @@ def _complaints(config: Config) -> Iterator[str]:
             yield f"{key} is {value_at(config, key)}; it must be above 0"
     if config.rollout.top_p > 1:
         yield f"rollout.top_p is {config.rollout.top_p}; it must lie between 0 and 1"
+    if config.rollout.min_new_tokens > config.rollout.max_new_tokens:
+        yield (
+            f"rollout.min_new_tokens is {config.rollout.min_new_tokens}, above rollout.max_new_tokens={config.rollout.max_new_tokens}; lower it"
+        )
+    if "" in config.rollout.stop:
+        yield "rollout.stop holds an empty text, which every answer contains; remove it"
     if config.resume not in RESUME:
         yield f"resume is '{config.resume}'; it must be one of {', '.join(RESUME)}"
     if config.rewards == []:

@@ -14,9 +14,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import Cache
 
 from gkd_rl.errors import UserError
+from gkd_rl.models.cache import decoder_cache, encoder_decoder_cache, has_one_mask
 from gkd_rl.models.heads import head_of
 from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import load_tokenizer, vocabulary_size
@@ -24,6 +25,11 @@ from gkd_rl.objective.head import logits_of
 from gkd_rl.types import Head
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+ONE_MASK_FAMILIES = frozenset(
+    {"gemma", "gpt2", "gpt_neox", "granite", "llama", "mistral", "olmo", "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm"}
+)
+"""Families known to take a ready mask [B, 1, 1, T] for one new token; others make their own from [B, T] at every step."""
 
 HEAD_TOLERANCE = 0.03
 """Largest gap, as a share of the largest logit, that rounding (of bfloat16) may leave between our logits and the model's own."""
@@ -35,9 +41,13 @@ class DecodingState:
 
     cache: Cache
     mask: Tensor
-    """[B, P + decoded] (causal) or [B, P] (encoder-decoder): which positions may be attended to."""
+    """[B, P + room] (causal) or [B, P] (encoder-decoder): which positions may be attended to."""
     position: Tensor
     """[B, 1]: position of the token that comes next."""
+    length: int = 0
+    """positions read so far, padding included (causal)"""
+    padded: bool = True
+    """whether the mask leaves anything out"""
     encoded: Tensor | None = None
     """[B, P, H]: the encoder's output; None for causal models."""
 
@@ -83,8 +93,11 @@ class LanguageModel(ABC):
         """[B, C, H]: the state from which each completion token is predicted."""
 
     @abstractmethod
-    def begin(self, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, DecodingState]:
-        """Read the prompts; return the state [B, H] that predicts the first completion token, and what decoding carries on."""
+    def begin(self, prompt_ids: Tensor, prompt_mask: Tensor, room: int) -> tuple[Tensor, DecodingState]:
+        """Read the prompts; return the state [B, H] that predicts the first completion token, and what decoding carries on.
+
+        ``room``: tokens that may be appended.
+        """
 
     @abstractmethod
     def advance(self, tokens: Tensor, state: DecodingState) -> Tensor:
@@ -102,8 +115,8 @@ class CausalLanguageModel(LanguageModel):
         ).last_hidden_state
         return hidden[:, prompt_ids.shape[1] - 1 : -1]
 
-    def begin(self, prompt_ids, prompt_mask):
-        cache = DynamicCache(config=self.module.config)
+    def begin(self, prompt_ids, prompt_mask, room):
+        cache = decoder_cache(self.module.config, room)
         positions = _positions(prompt_mask)
         hidden = self.module.base_model(
             input_ids=prompt_ids,
@@ -112,19 +125,29 @@ class CausalLanguageModel(LanguageModel):
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
-        return hidden, DecodingState(cache, prompt_mask, positions[:, -1:] + 1)
+        rows, length = prompt_mask.shape
+        mask = torch.cat([prompt_mask, prompt_mask.new_ones(rows, room)], dim=1)
+        return hidden, DecodingState(cache, mask, positions[:, -1:] + 1, length, not bool(prompt_mask.all()))
 
     def advance(self, tokens, state):
-        state.mask = torch.cat([state.mask, state.mask.new_ones(len(tokens), 1)], dim=1)
+        state.length += 1
         hidden = self.module.base_model(
             input_ids=tokens[:, None],
-            attention_mask=state.mask.long(),
+            attention_mask=self._mask(state),
             position_ids=state.position,
             past_key_values=state.cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
         state.position = state.position + 1
         return hidden
+
+    def _mask(self, state: DecodingState) -> Tensor | None:
+        """What one new token may attend to. Making the mask anew costs more than a small model's step; None saves it altogether."""
+        mask = state.mask[:, : state.length]
+        config = self.module.config
+        if config.model_type not in ONE_MASK_FAMILIES or config._attn_implementation != "sdpa" or not has_one_mask(state.cache):
+            return mask.long()
+        return mask[:, None, None, :] if state.padded else None
 
 
 class EncoderDecoderLanguageModel(LanguageModel):
@@ -139,10 +162,10 @@ class EncoderDecoderLanguageModel(LanguageModel):
             use_cache=False,
         ).last_hidden_state
 
-    def begin(self, prompt_ids, prompt_mask):
+    def begin(self, prompt_ids, prompt_mask, room):
         encoded, mask = self._encode(prompt_ids, prompt_mask)
         position = torch.zeros(len(prompt_ids), 1, dtype=torch.long, device=prompt_ids.device)
-        state = DecodingState(EncoderDecoderCache(DynamicCache(), DynamicCache()), mask, position, encoded)
+        state = DecodingState(encoder_decoder_cache(room + 1), mask, position, encoded=encoded)
         return self.advance(self._start(len(prompt_ids))[:, 0], state), state
 
     def advance(self, tokens, state):
@@ -221,7 +244,7 @@ def _prove_head(model: LanguageModel) -> None:
     """Families scale, cap or shift their logits in ways of their own; one that ``Head`` cannot express is refused, not trained wrongly."""
     token = torch.tensor([[model.tokenizer.eos_token_id]], device=model.device)
     mask = torch.ones_like(token, dtype=torch.bool)
-    ours, _ = model.begin(token, mask)
+    ours, _ = model.begin(token, mask, 0)
     extra = {"decoder_input_ids": model._start(1)} if isinstance(model, EncoderDecoderLanguageModel) else {}
     theirs = model.module(input_ids=token, attention_mask=mask.long(), **extra).logits[:, -1, : model.vocabulary].float()
     gap = (logits_of(ours, model.head).float() - theirs).abs().max()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from gkd_rl.objective.numerics import at_least_fp32
 from gkd_rl.types import Head
+
+
+def in_fp32(head: Head) -> Head:
+    """The head with fp32 weights (fp64 stays), to be made once where many small products use it."""
+    return replace(head, weight=at_least_fp32(head.weight))
 
 
 def logits_of(hidden: Tensor, head: Head) -> Tensor:

@@ -41,7 +41,9 @@ def validate_objective(
         *_divergence(config.divergence),
         *_estimator(config.divergence, uses_divergence, on_policy_share),
         *_gate(config.gate, config.divergence.temperature, uses_reward, uses_divergence, has_reward, has_teacher),
-        *_surrogate(config.surrogate, config.divergence.temperature, surrogate_in_use, passes, sampler_is_exact, has_old_logprobs, has_teacher),
+        *_surrogate(
+            config.surrogate, config.divergence.temperature, surrogate_in_use, passes, sampler_is_exact, has_old_logprobs, has_teacher
+        ),
         *_reference(config, uses_reward, uses_divergence, has_reference),
         *_advantage(config, uses_reward, group_size),
         *_telemetry(config),
@@ -175,9 +177,7 @@ def _estimator(config: DivergenceConfig, in_use: bool, on_policy_share: float) -
         yield f"objective.divergence.top_k is {config.top_k}: too few tokens to compare; use at least 2."
 
 
-def _gate(
-    config: GateConfig, temperature: float, reward: bool, divergence: bool, has_reward: bool, has_teacher: bool
-) -> Iterator[str]:
+def _gate(config: GateConfig, temperature: float, reward: bool, divergence: bool, has_reward: bool, has_teacher: bool) -> Iterator[str]:
     if config.kind == "none":
         return
     if not has_reward:

@@ -1,19 +1,23 @@
 """Drawing tokens from logits: exact inversion of the cumulative distribution with one uniform number per row and token.
 
 The uniforms of a row depend on the seed, the example and the row's place in its group alone. So a rollout does not change with the
-batch it is decoded in, the number of ranks, or a restart.
+batch it is decoded in, the number of ranks, or a restart. One number per row is all that is drawn: no noise of the vocabulary's size.
 
-Shapes: B sequences, C completion positions, V vocabulary.
+Shapes: B sequences, C completion positions, V vocabulary, S blocks of it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+LONGEST_HEAD = 1024
+"""Top-p first looks among so many of the likeliest tokens; sorting a whole vocabulary costs more than a small model's step."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,17 @@ class SamplingParams:
     max_new_tokens: int
     temperature: float = 1.0
     top_k: int = 0
+    """Only the k likeliest tokens; 0: all."""
     top_p: float = 1.0
+    """Only the likeliest tokens that make up this mass."""
+    min_p: float = 0.0
+    """Only tokens at least this share as likely as the likeliest."""
+    min_new_tokens: int = 0
+    """No end token before so many tokens."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; the token that completes one is its last."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end an answer beside the model's own."""
 
 
 def row_uniforms(keys: Sequence[tuple[int, ...]], length: int) -> Tensor:
@@ -37,36 +51,82 @@ def row_uniforms(keys: Sequence[tuple[int, ...]], length: int) -> Tensor:
     return rows
 
 
-def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
+def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams, banned: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Draw one token per row.
 
-    ``logits`` [B, V], ``uniforms`` [B]. Returns tokens [B], their log-probabilities under softmax(logits) [B] fp32, and under the
-    distribution really sampled from [B] fp32 (temperature, top-k, top-p; a greedy choice has probability 1).
+    ``logits`` [B, V], ``uniforms`` [B]; ``banned`` token ids are never drawn. Returns tokens [B], their log-probabilities under
+    softmax(logits) [B] fp32, and under the distribution really sampled from [B] fp32 (temperature, top-k, top-p, min-p, banned tokens; a
+    greedy choice has probability 1).
     """
     logits = logits.float()
-    policy = logits.log_softmax(dim=-1)
+    allowed = logits if banned is None else logits.index_fill(-1, banned, -torch.inf)
     if params.temperature == 0:
-        tokens = logits.argmax(dim=-1)
-        return tokens, _pick(policy, tokens), torch.zeros_like(policy[:, 0])
-    truncated = _truncate(logits if params.temperature == 1 else logits / params.temperature, params)
-    sampler = policy if truncated is logits else truncated.log_softmax(dim=-1)
-    cumulative = sampler.double().exp().cumsum(dim=-1)
-    targets = uniforms.to(logits.device)[:, None] * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, targets, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-    return tokens, _pick(policy, tokens), _pick(sampler, tokens)
+        tokens = allowed.argmax(dim=-1)
+        return tokens, _pick(logits, tokens) - logits.logsumexp(-1), torch.zeros_like(logits[:, 0])
+    scaled = allowed if params.temperature == 1 else allowed / params.temperature
+    truncated = _truncate(scaled, params)
+    tokens, sampler = _invert(truncated, uniforms.to(logits.device))
+    policy = sampler if truncated is logits else _pick(logits, tokens) - logits.logsumexp(-1)
+    return tokens, policy, sampler
+
+
+def _invert(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """The token of each row at which softmax(logits) [B, V] summed up in the order of ids passes the row's uniform number [B].
+
+    In two levels: the block of the vocabulary, then the token within it, so that only S + V/S sums are taken in float64. Returns tokens
+    [B] and their log-probabilities [B].
+    """
+    highest = logits.amax(-1, keepdim=True)
+    weights = (logits - highest).exp_()
+    blocks = _in_blocks(weights)
+    sums = blocks.sum(-1).double().cumsum(-1)
+    total = sums[:, -1:]
+    block = _first_above(sums, uniforms[:, None] * total)
+    before = torch.where(block > 0, sums.gather(-1, (block - 1).clamp_min(0)), 0.0)
+    inside = blocks.gather(1, block[..., None].expand(-1, -1, blocks.shape[-1]))[:, 0].double().cumsum(-1)
+    tokens = block * blocks.shape[-1] + _first_above(inside, uniforms[:, None] * total - before)
+    logprobs = logits.gather(-1, tokens) - highest - total.log().float()
+    return tokens[:, 0], logprobs[:, 0]
+
+
+def _in_blocks(weights: Tensor) -> Tensor:
+    """[B, S, V/S] with S near √V; padded with zeros where V has no suitable divisor."""
+    vocabulary = weights.shape[-1]
+    root = math.isqrt(vocabulary)
+    width = next((w for w in range(root, 2 * root) if vocabulary % w == 0), root)
+    missing = -vocabulary % width
+    return (torch.nn.functional.pad(weights, (0, missing)) if missing else weights).unflatten(-1, (-1, width))
+
+
+def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
+    """[B, 1] first place where rising sums [B, n] exceed the target [B, 1]. Rounding may put a target outside; weight 0 is never hit."""
+    within = torch.minimum(target.clamp_min(0), cumulative[:, -1:] * (1 - 1e-14))
+    return torch.searchsorted(cumulative, within, right=True)
 
 
 def _truncate(scaled: Tensor, params: SamplingParams) -> Tensor:
+    """Logits with −inf for what may not be drawn: top-k first, then top-p of the rest, then min-p."""
     if 0 < params.top_k < scaled.shape[-1]:
         smallest = scaled.topk(params.top_k, dim=-1).values[:, -1:]
         scaled = scaled.masked_fill(scaled < smallest, -torch.inf)
     if params.top_p < 1:
-        ordered, order = scaled.sort(dim=-1, descending=True)
-        mass_before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
-        drop = torch.zeros_like(scaled, dtype=torch.bool).scatter(-1, order, mass_before >= params.top_p)
-        scaled = scaled.masked_fill(drop, -torch.inf)
+        scaled = _top_p(scaled, params.top_p)
+    if params.min_p > 0:
+        scaled = scaled.masked_fill(scaled < scaled.amax(-1, keepdim=True) + math.log(params.min_p), -torch.inf)
     return scaled
 
 
-def _pick(logprobs: Tensor, tokens: Tensor) -> Tensor:
-    return logprobs.gather(-1, tokens[:, None])[:, 0]
+def _top_p(scaled: Tensor, top_p: float) -> Tensor:
+    """Keeps the likeliest tokens up to and with the one at which their mass reaches ``top_p``."""
+    lse = scaled.logsumexp(-1, keepdim=True)
+    count = min(LONGEST_HEAD, scaled.shape[-1])
+    ordered = scaled.topk(count, dim=-1)
+    if count < scaled.shape[-1] and bool(((ordered.values - lse).exp().sum(-1) < top_p).any()):
+        ordered = scaled.sort(dim=-1, descending=True, stable=True)
+    chances = (ordered.values - lse).exp()
+    keep = chances.cumsum(-1) - chances < top_p
+    return torch.full_like(scaled, -torch.inf).scatter(-1, ordered.indices, ordered.values.masked_fill(~keep, -torch.inf))
+
+
+def _pick(values: Tensor, tokens: Tensor) -> Tensor:
+    return values.gather(-1, tokens[:, None])[:, 0]

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from gkd_rl.models.language_model import LanguageModel, encode_prompts
 from gkd_rl.models.tokenizers import completion_tokens, prompt_tokens
-from gkd_rl.objective.head import logits_of
+from gkd_rl.objective.head import in_fp32, logits_of
 from gkd_rl.rollout.drawing import SamplingParams, draw, row_uniforms
+from gkd_rl.rollout.stopping import Stopping
 from gkd_rl.types import Example, Rollouts
 
 
@@ -39,7 +40,6 @@ class InProcessSampler:
         self.model = model
         self.max_rows = max_rows
         self.version = 0
-        self.ends = _end_tokens(model)
 
     def sync(self, version: int) -> None:
         self.version = version
@@ -51,6 +51,7 @@ class InProcessSampler:
         logprobs = torch.zeros(ids.shape, device=ids.device)
         sampler_logprobs = torch.zeros(ids.shape, device=ids.device)
         lengths = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         size = max(1, self.max_rows // per_prompt)
         for chunk in (order[i : i + size] for i in range(0, len(order), size)):
@@ -58,7 +59,7 @@ class InProcessSampler:
             keys = [(seed, examples[i].key, g) for i in chunk for g in range(per_prompt)]
             uniforms = row_uniforms(keys, params.max_new_tokens).to(ids.device)
             out = self._decode([prompts[i] for i in chunk], per_prompt, params, uniforms)
-            ids[rows], logprobs[rows], sampler_logprobs[rows], lengths[rows] = out
+            ids[rows], logprobs[rows], sampler_logprobs[rows], lengths[rows], ended[rows] = out
         width = int(lengths.max()) if len(lengths) else 1
         mask = torch.arange(width, device=ids.device) < lengths[:, None]
         repeated = [prompt for prompt in prompts for _ in range(per_prompt)]
@@ -74,7 +75,7 @@ class InProcessSampler:
             on_policy=torch.ones(len(ids), dtype=torch.bool, device=ids.device),
             group=torch.tensor([e.key for e in examples for _ in range(per_prompt)], dtype=torch.long, device=ids.device),
             version=torch.full((len(ids),), self.version, device=ids.device),
-            ended=self._ended(ids, lengths),
+            ended=ended,
             texts=decode(self.model, ids[:, :width], mask),
         )
 
@@ -82,31 +83,29 @@ class InProcessSampler:
     def _pad(self) -> int:
         return int(self.model.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
 
-    def _ended(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """[B]: whether the last token of each row ends it; one that ends with the last token allowed is whole too."""
-        return torch.isin(ids.gather(1, (lengths - 1)[:, None])[:, 0], self.ends)
-
     def _decode(self, prompts: list[list[int]], per_prompt: int, params: SamplingParams, uniforms: Tensor):
-        """Ids, log-probabilities under policy and sampler [B, C], and lengths [B] of one chunk."""
+        """Of one chunk: ids, log-probabilities under policy and sampler [B, C], lengths [B], and whether rows ended themselves [B]."""
         model, rows = self.model, len(prompts) * per_prompt
-        hidden, state = model.begin(*encode_prompts(model, prompts))
+        stopping = Stopping(model, params)
+        hidden, state = model.begin(*encode_prompts(model, prompts), params.max_new_tokens)
         if per_prompt > 1:
             hidden = hidden.repeat_interleave(per_prompt, dim=0)
             state.repeat(per_prompt)
-        head = model.head
+        head = in_fp32(model.head)
         ids = torch.full((rows, params.max_new_tokens), self._pad, device=hidden.device)
         logprobs = torch.zeros(ids.shape, device=hidden.device)
         sampler_logprobs = torch.zeros(ids.shape, device=hidden.device)
         lengths = torch.full((rows,), params.max_new_tokens, device=hidden.device)
         alive = torch.arange(rows, device=hidden.device)
         ended = torch.zeros(rows, dtype=torch.bool, device=hidden.device)
+        whole = torch.zeros(rows, dtype=torch.bool, device=hidden.device)
         for position in range(params.max_new_tokens):
-            tokens, policy, sampler = draw(logits_of(hidden, head), uniforms[alive, position], params)
+            tokens, policy, sampler = draw(logits_of(hidden, head), uniforms[alive, position], params, stopping.banned(position))
             running = alive[~ended]
             ids[running, position] = tokens[~ended]
             logprobs[running, position], sampler_logprobs[running, position] = policy[~ended], sampler[~ended]
-            ending = torch.isin(tokens, self.ends) & ~ended
-            lengths[alive[ending]] = position + 1
+            ending = stopping.ending(ids[alive], position, tokens) & ~ended
+            lengths[alive[ending]], whole[alive[ending]] = position + 1, True
             ended = ended | ending
             if bool(ended.all()) or position + 1 == params.max_new_tokens:
                 break
@@ -115,7 +114,7 @@ class InProcessSampler:
                 state.select(keep)
                 alive, tokens, ended = alive[keep], tokens[keep], ended[keep]
             hidden = model.advance(tokens, state)
-        return ids, logprobs, sampler_logprobs, lengths
+        return ids, logprobs, sampler_logprobs, lengths, whole
 
 
 def dataset_rollouts(model: LanguageModel, examples: Sequence[Example], max_new_tokens: int, version: int) -> Rollouts:
@@ -152,10 +151,3 @@ def decode(model: LanguageModel, ids: Tensor, mask: Tensor) -> tuple[str, ...]:
     """Texts of completions, special tokens left out."""
     kept = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
     return tuple(model.tokenizer.batch_decode(kept, skip_special_tokens=True)) if kept else ()
-
-
-def _end_tokens(model: LanguageModel) -> Tensor:
-    """Every token that ends an answer: the tokenizer's EOS and those of the model's generation settings (chat models have several)."""
-    named = getattr(model.module.generation_config, "eos_token_id", None)
-    more = [] if named is None else [named] if isinstance(named, int) else list(named)
-    return torch.tensor(sorted({int(model.tokenizer.eos_token_id), *more}), device=model.device)  # pyright: ignore[reportArgumentType]

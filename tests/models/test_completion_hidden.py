@@ -55,7 +55,7 @@ def test_decoding_step_by_step_goes_through_the_same_states(models: dict[str, La
     prompt_ids, prompt_mask, ids, mask = padded_rows(ROWS)
     with torch.no_grad():
         whole = model.completion_hidden(prompt_ids, prompt_mask, ids, mask).repeat_interleave(2, dim=0)
-        first, state = model.begin(prompt_ids, prompt_mask)
+        first, state = model.begin(prompt_ids, prompt_mask, 8)
         state.repeat(2)
         ids, alive = ids.repeat_interleave(2, dim=0), torch.arange(8)
         seen = first.repeat_interleave(2, dim=0)

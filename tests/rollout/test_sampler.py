@@ -97,6 +97,32 @@ def test_an_answer_that_ends_with_the_last_token_allowed_is_whole(models: dict[s
     assert bool((cut.ended & (sizes == length)).any()) and bool((~cut.ended).any())
 
 
+def test_stop_texts_end_an_answer_with_the_token_that_completes_them(models: dict[str, LanguageModel]):
+    free = _sample(models["llama"], 12, 4)
+    text = next(t for t in free.texts if len(t.split()) > 4).split()
+    stop = " ".join(text[1:3])
+    stopped = _sample(models["llama"], 12, 4, stop=(stop,))
+    assert any(stop in text for text in free.texts)
+    for before, after, ended in zip(free.texts, stopped.texts, stopped.ended.tolist(), strict=True):
+        cut = before[: before.index(stop) + len(stop)] if stop in before else before
+        assert after == cut and (ended or stop not in before)
+
+
+def test_stop_tokens_end_an_answer(models: dict[str, LanguageModel]):
+    free = _sample(models["llama"], 12, 4)
+    token = int(free.completion_ids[0, 0])
+    stopped = _sample(models["llama"], 12, 4, stop_token_ids=(token,))
+    for before, after in zip(_completions(free), _completions(stopped), strict=True):
+        assert after == (before[: before.index(token) + 1] if token in before else before)
+
+
+def test_no_answer_ends_before_its_least_length(models: dict[str, LanguageModel]):
+    free, kept = _sample(models["llama"], 12, 4), _sample(models["llama"], 12, 4, min_new_tokens=4)
+    assert int(free.completion_mask.sum(1).min()) < 4 <= int(kept.completion_mask.sum(1).min())
+    first = kept.completion_mask[:, 0]
+    assert (kept.sampler_logprobs[first, 0] > kept.logprobs[first, 0]).all()  # an end was possible and was not allowed
+
+
 def test_every_end_token_of_the_generation_settings_ends_an_answer():
     model = language_model("llama")
     before = _completions(_sample(model))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import fcntl
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,3 +79,17 @@ def test_a_grid_that_names_a_run_twice_is_refused(refused, small: Path, tmp_path
     said = refused("ablate", small, f"run_dir={tmp_path / 'sweep'}", "ablation.grid={objective.alpha: [0, 1]}", "ablation.seeds=[0, 0]")
     assert "name a run twice" in said
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_terminated_sweep_leaves_no_run_behind(start: Callable, small: Path, tmp_path: Path) -> None:
+    process = start("ablate", small, f"run_dir={tmp_path / 'sweep'}", *GRID, "max_steps=1000")
+    metrics = tmp_path / "sweep" / NAMES[0] / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and err == "gkd-rl: terminated; resume=auto continues from the newest checkpoint\n"
+    with (metrics.parent / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises while the run holds it
