@@ -102,7 +102,8 @@ def _complaints(config: Config) -> Iterator[str]:
         yield f"rollout.top_p is {config.rollout.top_p}; it must lie between 0 and 1"
     if config.rollout.min_new_tokens > config.rollout.max_new_tokens:
         yield (
-            f"rollout.min_new_tokens is {config.rollout.min_new_tokens}, above rollout.max_new_tokens={config.rollout.max_new_tokens}; lower it"
+            f"rollout.min_new_tokens is {config.rollout.min_new_tokens}, above rollout.max_new_tokens="
+            f"{config.rollout.max_new_tokens}; lower it"
         )
     if "" in config.rollout.stop:
         yield "rollout.stop holds an empty text, which every answer contains; remove it"

@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 from gkd_rl.errors import UserError
 from gkd_rl.models.cache import decoder_cache, encoder_decoder_cache, has_one_mask
 from gkd_rl.models.heads import head_of
+from gkd_rl.models.linears import quicken
 from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import load_tokenizer, vocabulary_size
 from gkd_rl.objective.head import logits_of
@@ -234,6 +235,7 @@ def wrap(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Languag
     if rows < tokens:
         raise UserError(f"{module.name_or_path}: the tokenizer has {tokens} tokens, but the model embeds only {rows}")
     cls = EncoderDecoderLanguageModel if module.config.is_encoder_decoder else CausalLanguageModel
+    quicken(module)
     model = cls(module.eval(), tokenizer)
     _prove_head(model)
     return model

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gkd_rl.objective.numerics import at_least_fp32
+from gkd_rl.objective.products import times_transposed
 from gkd_rl.types import Head
 
 
@@ -18,8 +19,10 @@ def in_fp32(head: Head) -> Head:
 
 def logits_of(hidden: Tensor, head: Head) -> Tensor:
     """cap(scale·(hidden Wᵀ + b)) [N, V] in fp32 (fp64 stays)."""
-    logits = at_least_fp32(hidden) @ at_least_fp32(head.weight).T
+    hidden, weight = at_least_fp32(hidden), at_least_fp32(head.weight)
+    logits = times_transposed(hidden, weight, hidden.dtype) if not torch.is_grad_enabled() and hidden.ndim == 2 else hidden @ weight.T
     if head.bias is not None:
         logits = logits + head.bias
-    logits = logits * head.scale
+    if head.scale != 1:
+        logits = logits * head.scale
     return logits if head.soft_cap is None else head.soft_cap * torch.tanh(logits / head.soft_cap)

@@ -29,6 +29,16 @@ def _has_onednn() -> bool:
     )
 
 
+def multiplies_quicker(left: Tensor, right: Tensor) -> bool:
+    """Whether ``quick_product`` can make left·rightᵀ [n, V] of [n, K] and [V, K], and beats ``torch.mm``."""
+    return _through_onednn(left, right, left.numel() * len(right))
+
+
+def quick_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """left·rightᵀ + bias by oneDNN; no gradient flows through it."""
+    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+
+
 def _through_onednn(left: Tensor, right: Tensor, multiplications: int) -> bool:
     return (
         multiplications >= LEAST_WORK
@@ -44,7 +54,7 @@ def _through_onednn(left: Tensor, right: Tensor, multiplications: int) -> bool:
 def times_transposed(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """left·rightᵀ [n, V] of [n, K] and [V, K], returned in ``dtype`` (at least that of the factors)."""
     if _through_onednn(left, right, left.numel() * len(right)):
-        return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+        return quick_product(left, right)
     if left.dtype == dtype:
         return left @ right.T
     return torch.mm(left, right.T, out_dtype=dtype)
@@ -57,7 +67,7 @@ def add_product_(out: Tensor, left: Tensor, right: Tensor) -> None:
         transposed = right.T
         for start in range(0, len(out), rows):
             piece = left[:, start : start + rows].T
-            out[start : start + rows] += torch.ops.mkldnn._linear_pointwise(piece, transposed, None, "none", [], "")
+            out[start : start + rows] += quick_product(piece, transposed)
     elif left.dtype == out.dtype:
         out.addmm_(left.T, right)
     else:

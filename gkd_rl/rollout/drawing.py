@@ -51,12 +51,14 @@ def row_uniforms(keys: Sequence[tuple[int, ...]], length: int) -> Tensor:
     return rows
 
 
-def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams, banned: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def draw(
+    logits: Tensor, uniforms: Tensor, params: SamplingParams, banned: Tensor | None = None, consume: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Draw one token per row.
 
     ``logits`` [B, V], ``uniforms`` [B]; ``banned`` token ids are never drawn. Returns tokens [B], their log-probabilities under
     softmax(logits) [B] fp32, and under the distribution really sampled from [B] fp32 (temperature, top-k, top-p, min-p, banned tokens; a
-    greedy choice has probability 1).
+    greedy choice has probability 1). With ``consume``, fp32 logits are written over: fresh memory costs as much as the arithmetic.
     """
     logits = logits.float()
     allowed = logits if banned is None else logits.index_fill(-1, banned, -torch.inf)
@@ -65,19 +67,21 @@ def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams, banned: Tenso
         return tokens, _pick(logits, tokens) - logits.logsumexp(-1), torch.zeros_like(logits[:, 0])
     scaled = allowed if params.temperature == 1 else allowed / params.temperature
     truncated = _truncate(scaled, params)
-    tokens, sampler = _invert(truncated, uniforms.to(logits.device))
-    policy = sampler if truncated is logits else _pick(logits, tokens) - logits.logsumexp(-1)
-    return tokens, policy, sampler
+    if truncated is not logits:
+        tokens, sampler = _invert(truncated, uniforms.to(logits.device), consume=True)
+        return tokens, _pick(logits, tokens) - logits.logsumexp(-1), sampler
+    tokens, sampler = _invert(logits, uniforms.to(logits.device), consume)
+    return tokens, sampler, sampler
 
 
-def _invert(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+def _invert(logits: Tensor, uniforms: Tensor, consume: bool) -> tuple[Tensor, Tensor]:
     """The token of each row at which softmax(logits) [B, V] summed up in the order of ids passes the row's uniform number [B].
 
     In two levels: the block of the vocabulary, then the token within it, so that only S + V/S sums are taken in float64. Returns tokens
     [B] and their log-probabilities [B].
     """
     highest = logits.amax(-1, keepdim=True)
-    weights = (logits - highest).exp_()
+    weights = (logits.sub_(highest) if consume else logits - highest).exp_()
     blocks = _in_blocks(weights)
     sums = blocks.sum(-1).double().cumsum(-1)
     total = sums[:, -1:]
@@ -85,8 +89,8 @@ def _invert(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     before = torch.where(block > 0, sums.gather(-1, (block - 1).clamp_min(0)), 0.0)
     inside = blocks.gather(1, block[..., None].expand(-1, -1, blocks.shape[-1]))[:, 0].double().cumsum(-1)
     tokens = block * blocks.shape[-1] + _first_above(inside, uniforms[:, None] * total - before)
-    logprobs = logits.gather(-1, tokens) - highest - total.log().float()
-    return tokens[:, 0], logprobs[:, 0]
+    logprobs = weights.gather(-1, tokens).double().log() - total.log()
+    return tokens[:, 0], logprobs[:, 0].float()
 
 
 def _in_blocks(weights: Tensor) -> Tensor:

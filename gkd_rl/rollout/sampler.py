@@ -100,7 +100,9 @@ class InProcessSampler:
         ended = torch.zeros(rows, dtype=torch.bool, device=hidden.device)
         whole = torch.zeros(rows, dtype=torch.bool, device=hidden.device)
         for position in range(params.max_new_tokens):
-            tokens, policy, sampler = draw(logits_of(hidden, head), uniforms[alive, position], params, stopping.banned(position))
+            tokens, policy, sampler = draw(
+                logits_of(hidden, head), uniforms[alive, position], params, stopping.banned(position), consume=True
+            )
             running = alive[~ended]
             ids[running, position] = tokens[~ended]
             logprobs[running, position], sampler_logprobs[running, position] = policy[~ended], sampler[~ended]

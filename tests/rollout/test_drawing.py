@@ -91,11 +91,10 @@ def test_top_p_over_many_tokens_keeps_what_a_whole_sort_keeps():
     logits = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0)) / 10  # nearly flat: 0.9 needs 4,400 tokens
     logits[0, 7] = 20.0  # and one sure row
     uniforms = torch.full((3,), 0.5, dtype=torch.float64)
-    _, _, sampler = draw(logits, uniforms, SamplingParams(1, top_p=0.9))
+    _, policy, sampler = draw(logits, uniforms, SamplingParams(1, top_p=0.9))
     _, order = (probabilities := logits.softmax(-1)).sort(descending=True)
     sizes = (probabilities.gather(-1, order).cumsum(-1) < 0.9).sum(-1) + 1
     kept = [probabilities[i, order[i, : sizes[i]]].sum() for i in range(3)]
-    tokens, policy, _ = draw(logits, uniforms, SamplingParams(1, top_p=0.9))
     torch.testing.assert_close(policy - sampler, torch.stack(kept).log(), atol=1e-4, rtol=0)
     assert int(sizes[0]) == 1 and int(sizes[1]) > 1024
 

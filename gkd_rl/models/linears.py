@@ -1,0 +1,61 @@
+"""Linear layers through the quickest matrix product of the device, forward and backward.
+
+On CPUs for which torch's BLAS has no good kernels (AMD's, with AVX-512) oneDNN takes less than half the time; ``products.py`` holds the
+choice. Weights stay where they are: nothing is packed or copied. Shapes: N rows, K inputs, M outputs.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from gkd_rl.objective.products import multiplies_quicker, quick_product
+
+
+def quicken(module: nn.Module) -> None:
+    """Have every ``nn.Linear`` of ``module`` (and of no subclass, which may mean something else) take the quick route where there is one."""
+    for layer in module.modules():
+        if type(layer) is nn.Linear:
+            layer.forward = types.MethodType(_forward, layer)
+
+
+def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    # ZeRO-3 has a linear function of its own, which expects its weights to come and go.
+    if hasattr(layer.weight, "ds_id") or torch.is_autocast_enabled() or not multiplies_quicker(rows, layer.weight):
+        return nn.functional.linear(x, layer.weight, layer.bias)
+    if torch.is_grad_enabled():
+        out = _Linear.apply(rows, layer.weight, layer.bias)
+        assert isinstance(out, Tensor)
+    else:
+        out = quick_product(rows, layer.weight, layer.bias)
+    return out.unflatten(0, x.shape[:-1])
+
+
+class _Linear(torch.autograd.Function):
+    """x·Wᵀ + b [N, M] of x [N, K], W [M, K] and b [M]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, weight)
+        return quick_product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        by_weight = None
+        if needs_weight:  # the narrower factor comes first: oneDNN then rearranges less
+            narrow = x.shape[1] <= gradient.shape[1]
+            by_weight = quick_product(x.T, gradient.T).T if narrow else quick_product(gradient.T, x.T)
+        return (
+            quick_product(gradient, weight.T) if needs_x else None,
+            by_weight,
+            gradient.sum(0) if needs_bias else None,
+        )
