@@ -92,7 +92,7 @@ def generate(plain: LlamaForCausalLM, model: LanguageModel, examples: list[Examp
 
     @torch.no_grad()
     def run() -> int:
-        out = plain.generate(  # pyright: ignore[reportCallIssue]
+        out = plain.generate(  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
             ids, attention_mask=mask.long(), do_sample=True, top_k=0, top_p=1.0, temperature=1.0, min_new_tokens=least, max_new_tokens=most
         )[:, ids.shape[1] :]
         ended = torch.isin(out, ends).long().cumsum(-1)

@@ -17,7 +17,7 @@ from gkd_rl.objective.products import multiplies_quicker, quick_product
 
 
 def quicken(module: nn.Module) -> None:
-    """Have every ``nn.Linear`` of ``module`` (and of no subclass, which may mean something else) take the quick route where there is one."""
+    """Have every ``nn.Linear`` of ``module`` take the quick route where there is one; subclasses may mean something else and are left."""
     for layer in module.modules():
         if type(layer) is nn.Linear:
             layer.forward = types.MethodType(_forward, layer)
