@@ -15,6 +15,7 @@ from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_t
 from gkd_rl.rollout.sampler import InProcessSampler
 from gkd_rl.scoring import make_rewards, score_texts
 from gkd_rl.tasks.base import Task, make_task
+from gkd_rl.teacher.build import Teaching, build_teaching
 from gkd_rl.teacher.local import LocalTeacher
 from gkd_rl.types import Example
 from reward_models.combine import WeightedSum
@@ -28,7 +29,7 @@ class Parts:
     rewards: WeightedSum
     student: LanguageModel
     sampler: InProcessSampler
-    teacher: LocalTeacher | None
+    teaching: Teaching
     reference: LocalTeacher | None
     evaluator: Evaluator
     held_out: list[Example]
@@ -64,7 +65,7 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
         rewards=rewards,
         student=student,
         sampler=InProcessSampler(student, config.rollout.sampling_rows),
-        teacher=_teacher(config, processes),
+        teaching=build_teaching(config, processes),
         reference=_reference(config, processes, path, where),
         evaluator=Evaluator(rewards, config.objective, processes, config.engine.micro_batch_tokens, config.rollout.max_new_tokens),
         held_out=held_out,
@@ -112,14 +113,6 @@ def _load(path: str, where: str, dtype: str, trust: bool, processes: Processes) 
     model = load_language_model(path, where, dtype, trust)
     model.module.to(processes.device)  # pyright: ignore[reportArgumentType]
     return model
-
-
-def _teacher(config: Config, processes: Processes) -> LocalTeacher | None:
-    if config.teacher.path is None:
-        return None
-    model = _load(config.teacher.path, "teacher.path", config.teacher.dtype, config.teacher.trust_remote_code, processes)
-    model.module.requires_grad_(False)
-    return LocalTeacher(model, 4 * config.engine.micro_batch_tokens)
 
 
 def _reference(config: Config, processes: Processes, path: str, where: str) -> LocalTeacher | None:

@@ -28,7 +28,7 @@ def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
         rewards, components = score_rollouts(parts.rewards, rollouts)
         advantages = global_advantages(rewards, rollouts.group, config.objective.advantage, run.processes)
     with times.phase("teacher"):
-        teacher = parts.teacher.score(rollouts) if parts.teacher is not None and needs_teacher(config) else None
+        teacher = parts.teaching.teacher.score(rollouts) if parts.teaching.teacher is not None and needs_teacher(config) else None
         reference = parts.reference.score(rollouts) if parts.reference is not None else None
     gates = row_gates(rewards, rollouts.group, config.objective.gate)
     experience = Experience(rollouts, rewards, components, advantages, teacher, reference, gates)

@@ -71,12 +71,28 @@ class Rollouts:
 
 
 @dataclass(frozen=True)
-class TeacherScores:
-    """What a teacher says of each completion token: hidden states from which its distribution is formed by ``head``."""
+class HiddenScores:
+    """What a teacher says of each completion token, whole: hidden states from which its distribution is formed by ``head``."""
 
     hidden: Tensor
     """[B, C, H]"""
     head: Head
+
+
+@dataclass(frozen=True)
+class TopKScores:
+    """What is left of a teacher's distribution where its logits are out of reach (a server, a file): some tokens, at temperature 1."""
+
+    ids: Tensor
+    """[B, C, K] int64: the K likeliest tokens, in any order"""
+    logprobs: Tensor
+    """[B, C, K] fp32: their log-probabilities"""
+    token_logprobs: Tensor
+    """[B, C] fp32: that of the completion's own token"""
+
+
+TeacherScores = HiddenScores | TopKScores
+"""What a teacher says of each completion token."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +154,12 @@ class TokenBatch:
     teacher_hidden: Tensor | None = None
     """[N, H_teacher]; None where no term needs the teacher"""
     teacher_head: Head | None = None
+    teacher_top_ids: Tensor | None = None
+    """[N, K] int64, in the place of ``teacher_hidden``: the teacher's likeliest tokens"""
+    teacher_top_logprobs: Tensor | None = None
+    """[N, K] fp32: their log-probabilities at temperature 1"""
+    teacher_logprobs: Tensor | None = None
+    """[N] fp32: that of the token itself"""
     reference_hidden: Tensor | None = None
     """[N, H_reference]: a frozen reference policy (the initial student); None where no term needs it"""
     reference_head: Head | None = None

@@ -32,6 +32,8 @@ class TeacherConfig:
     """Precision of weights and forward passes."""
     trust_remote_code: bool = False
     """Whether a checkpoint may bring its own Python code."""
+    top_k: int | None = None
+    """Keep of each distribution the log-probabilities of the k likeliest tokens and of the sampled one; null: keep all of it."""
 
 
 @dataclass
@@ -151,7 +153,7 @@ class EvaluationConfig:
     samples: int = 1
     """Completions sampled per example in ``gkd-rl evaluate`` (more than 1: pass@k)."""
     teacher: bool = True
-    """Whether the teacher is evaluated too, once."""
+    """Whether the teacher is evaluated too, once, where its model is in the process."""
 
 
 @dataclass

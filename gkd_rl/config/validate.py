@@ -65,6 +65,7 @@ def validate(config: Config) -> None:
         has_old_logprobs=True,
         on_policy_share=rollout.on_policy_share,
         group_size=rollout.per_prompt,
+        teacher_top_k=config.teacher.top_k,
     )
 
 
@@ -107,6 +108,8 @@ def _complaints(config: Config) -> Iterator[str]:
         )
     if "" in config.rollout.stop:
         yield "rollout.stop holds an empty text, which every answer contains; remove it"
+    if config.teacher.top_k is not None and config.teacher.top_k < 0:
+        yield f"teacher.top_k is {config.teacher.top_k}; it must be at least 0, or null for the whole distribution"
     if config.resume not in RESUME:
         yield f"resume is '{config.resume}'; it must be one of {', '.join(RESUME)}"
     if config.rewards == []:

@@ -22,7 +22,7 @@ def evaluate(config: Config, as_json: bool = False) -> Evaluation:
     path = config.model or (str(final) if (final / "config.json").is_file() else config.student.path)
     parts = build_parts(config, processes, path, "model" if config.model else "student.path")
     terminal.say(f"evaluating {path} on {len(parts.held_out)} held-out examples")
-    result = parts.evaluator(parts.student, parts.sampler, parts.held_out, parts.teacher, config.evaluation.samples)
+    result = parts.evaluator(parts.student, parts.sampler, parts.held_out, parts.teaching.judge, config.evaluation.samples)
     if as_json and processes.is_main:
         print(json.dumps({"model": path, **result.as_row()}))
     terminal.table(str(path), ["", ""], _rows(result))
@@ -40,7 +40,8 @@ def _rows(result: Evaluation) -> list[tuple[str, str]]:
         ("answers cut off", f"{result.truncated:.1%}"),
         ("tokens/s sampled", f"{result.tokens / result.seconds:,.0f}"),
     ]
-    if result.divergence is not None and result.reverse_kl is not None:
+    if result.divergence is not None:
         rows.append(("divergence to teacher, per token", f"{result.divergence:.4f}"))
+    if result.reverse_kl is not None:
         rows.append(("  KL(student‖teacher)", f"{result.reverse_kl:.4f}"))
     return rows

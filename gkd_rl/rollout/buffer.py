@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gkd_rl.rollout.rows import join_experiences, take_experience
-from gkd_rl.types import Example, Experience, Gates, Head, Rollouts, TeacherScores
+from gkd_rl.rollout.rows import join_experiences, score_tensors, take_experience
+from gkd_rl.types import Example, Experience, Gates, Head, HiddenScores, Rollouts, TeacherScores, TopKScores
 
 
 class SamplingBuffer:
@@ -81,7 +81,7 @@ def _tensors(experience: Experience) -> Iterator[Tensor]:
     yield from (experience.rewards, experience.advantages, *experience.components.values())
     for scores in (experience.teacher, experience.reference):
         if scores is not None:
-            yield scores.hidden
+            yield from score_tensors(scores).values()
     if experience.gates is not None:
         yield from (experience.gates.reward, experience.gates.divergence)
 
@@ -94,8 +94,8 @@ def _pack(experience: Experience) -> dict[str, Any]:
         "rewards": experience.rewards,
         "components": dict(experience.components),
         "advantages": experience.advantages,
-        "teacher_hidden": None if experience.teacher is None else experience.teacher.hidden,
-        "reference_hidden": None if experience.reference is None else experience.reference.hidden,
+        "teacher": None if experience.teacher is None else score_tensors(experience.teacher),
+        "reference": None if experience.reference is None else score_tensors(experience.reference),
         "gates": None if experience.gates is None else (experience.gates.reward, experience.gates.divergence),
     }
 
@@ -109,14 +109,16 @@ def _unpack(packed: dict[str, Any], teacher_head: Head | None, reference_head: H
         rewards=packed["rewards"],
         components=packed["components"],
         advantages=packed["advantages"],
-        teacher=_scores(packed["teacher_hidden"], teacher_head),
-        reference=_scores(packed["reference_hidden"], reference_head),
+        teacher=_scores(packed["teacher"], teacher_head),
+        reference=_scores(packed["reference"], reference_head),
         gates=None if packed["gates"] is None else Gates(*packed["gates"]),
     )
 
 
-def _scores(hidden: Tensor | None, head: Head | None) -> TeacherScores | None:
-    if hidden is None:
+def _scores(tensors: dict[str, Tensor] | None, head: Head | None) -> TeacherScores | None:
+    if tensors is None:
         return None
+    if "hidden" not in tensors:
+        return TopKScores(**tensors)
     assert head is not None, "a restored buffer needs the heads of its teacher and reference"
-    return TeacherScores(hidden, head)
+    return HiddenScores(**tensors, head=head)

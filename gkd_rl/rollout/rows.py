@@ -114,13 +114,24 @@ def padding_share(parts: Sequence[Experience]) -> float:
 
 
 def _take_scores(scores: TeacherScores | None, rows: Tensor, width: int) -> TeacherScores | None:
-    return None if scores is None else replace(scores, hidden=scores.hidden[rows, :width])
+    if scores is None:
+        return None
+    return replace(scores, **{name: value[rows, :width] for name, value in score_tensors(scores).items()})
+
+
+def score_tensors(scores: TeacherScores) -> dict[str, Tensor]:
+    """The tensors [B, C, ...] of a teacher's scores by name; a head is its owner's."""
+    return {item.name: value for item in fields(scores) if isinstance(value := getattr(scores, item.name), Tensor)}
 
 
 def _join_scores(parts: Sequence[TeacherScores | None]) -> TeacherScores | None:
     scores = [part for part in parts if part is not None]
     assert len(scores) in (0, len(parts))
-    return TeacherScores(_join_wide([s.hidden for s in scores], 0, left=False), scores[0].head) if scores else None
+    if not scores:
+        return None
+    tensors = [score_tensors(part) for part in scores]
+    assert len({tuple(part) for part in tensors}) == 1, "scores of one form"
+    return replace(scores[0], **{name: _join_wide([part[name] for part in tensors], 0, left=False) for name in tensors[0]})
 
 
 def _join_wide(values: Sequence[Tensor], fill: int, left: bool) -> Tensor:
