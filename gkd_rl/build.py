@@ -11,11 +11,11 @@ from gkd_rl.errors import UserError
 from gkd_rl.evaluation.evaluate import Evaluator
 from gkd_rl.models.language_model import LanguageModel, load_language_model
 from gkd_rl.models.source import resolve
-from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_tokens, require_same_tokenizer
+from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_tokens
 from gkd_rl.rollout.sampler import InProcessSampler
 from gkd_rl.scoring import make_rewards, score_texts
 from gkd_rl.tasks.base import Task, make_task
-from gkd_rl.teacher.build import Teaching, build_teaching
+from gkd_rl.teacher.build import Teaching, build_teaching, check_teaching
 from gkd_rl.teacher.local import LocalTeacher
 from gkd_rl.types import Example
 from reward_models.combine import WeightedSum
@@ -40,7 +40,6 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     validate(config)
     path = student_path or config.student.path
     source = resolve(path, where)
-    teacher_source = resolve(config.teacher.path, "teacher.path") if config.teacher.path else None
     task = make_task(config)
     rewards = make_rewards(config.rewards if config.rewards is not None else task.default_rewards())
     held_out = task.held_out(config.evaluation.examples)
@@ -55,9 +54,7 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
         if config.rollout.on_policy_share < 1:
             for example in training:
                 completion_tokens(tokenizer, example, config.rollout.max_new_tokens)
-    if teacher_source is not None:
-        theirs = load_tokenizer(teacher_source, "teacher.path", config.teacher.trust_remote_code)
-        require_same_tokenizer(tokenizer, theirs)
+    check_teaching(config, tokenizer)
     student = _load(path, where, config.student.dtype, config.student.trust_remote_code, processes)
     _check_context(config, student)
     return Parts(
@@ -65,7 +62,7 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
         rewards=rewards,
         student=student,
         sampler=InProcessSampler(student, config.rollout.sampling_rows),
-        teaching=build_teaching(config, processes),
+        teaching=build_teaching(config, processes, tokenizer),
         reference=_reference(config, processes, path, where),
         evaluator=Evaluator(rewards, config.objective, processes, config.engine.micro_batch_tokens, config.rollout.max_new_tokens),
         held_out=held_out,

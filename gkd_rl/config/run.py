@@ -27,13 +27,33 @@ class TeacherConfig:
     """The model whose distribution the divergence pulls towards."""
 
     path: str | None = "embedded:arithmetic-teacher"
-    """A folder or hub name; ``embedded:NAME`` as for the student; null: no teacher (then α must be 0)."""
+    """A folder or hub name; ``embedded:NAME`` as for the student; null: no teacher (then α must be 0). With ``url``: where the
+    served model's tokenizer is, to compare it with the student's; null: do not compare."""
     dtype: DType = "float32"
     """Precision of weights and forward passes."""
     trust_remote_code: bool = False
     """Whether a checkpoint may bring its own Python code."""
     top_k: int | None = None
-    """Keep of each distribution the log-probabilities of the k likeliest tokens and of the sampled one; null: keep all of it."""
+    """Keep of each distribution the log-probabilities of the k likeliest tokens and of the sampled one; null: keep all of it, which
+    a server cannot give."""
+    url: str | None = None
+    """An OpenAI-compatible server, such as ``http://host:8000``; its ``/v1/completions`` is asked."""
+    served_model: str | None = None
+    """The model's name on the server."""
+    protocol: Literal["prompt_logprobs", "echo"] = "prompt_logprobs"
+    """How the server is asked for log-probabilities of given tokens: vLLM's ``prompt_logprobs``, or ``echo`` with ``logprobs``."""
+    rows_per_request: int = 8
+    """Rows in one request to the server."""
+    concurrency: int = 8
+    """Requests under way at once, per rank."""
+    retries: int = 5
+    """How often a request is repeated that fails or has a wrong answer."""
+    retry_seconds: float = 0.5
+    """Wait before the first repetition; doubled before each further one, to a minute at most."""
+    timeout: float = 120.0
+    """Seconds without an answer after which a request has failed."""
+    api_key_env: str | None = None
+    """Environment variable that holds the server's key; null: none is sent."""
 
 
 @dataclass

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from gkd_rl.config.load import all_keys, value_at
-from gkd_rl.config.run import Config, RolloutConfig
+from gkd_rl.config.run import Config, RolloutConfig, TeacherConfig
 from gkd_rl.errors import UserError
 from gkd_rl.objective.schedule import weights_at
 from gkd_rl.objective.validate import validate_objective
@@ -58,7 +58,7 @@ def validate(config: Config) -> None:
     validate_objective(
         config.objective,
         has_reward=config.rewards is None or bool(config.rewards),
-        has_teacher=config.teacher.path is not None,
+        has_teacher=has_teacher(config),
         has_reference=True,
         passes=rollout.passes * rollout.updates_per_pass * (1 + rollout.max_staleness),
         sampler_is_exact=samples_exactly(rollout),
@@ -67,6 +67,11 @@ def validate(config: Config) -> None:
         group_size=rollout.per_prompt,
         teacher_top_k=config.teacher.top_k,
     )
+
+
+def has_teacher(config: Config) -> bool:
+    """Whether a teacher is configured, of whatever kind."""
+    return config.teacher.path is not None or config.teacher.url is not None
 
 
 def samples_exactly(rollout: RolloutConfig) -> bool:
@@ -108,12 +113,31 @@ def _complaints(config: Config) -> Iterator[str]:
         )
     if "" in config.rollout.stop:
         yield "rollout.stop holds an empty text, which every answer contains; remove it"
-    if config.teacher.top_k is not None and config.teacher.top_k < 0:
-        yield f"teacher.top_k is {config.teacher.top_k}; it must be at least 0, or null for the whole distribution"
+    yield from _teacher_complaints("teacher", config.teacher)
     if config.resume not in RESUME:
         yield f"resume is '{config.resume}'; it must be one of {', '.join(RESUME)}"
     if config.rewards == []:
         yield "rewards is empty; leave it out for the task's own reward, and set objective.alpha=1 to train without one"
+
+
+def _teacher_complaints(key: str, teacher: TeacherConfig) -> Iterator[str]:
+    if teacher.top_k is not None and teacher.top_k < 0:
+        yield f"{key}.top_k is {teacher.top_k}; it must be at least 0, or null for the whole distribution"
+    for name, least in (("rows_per_request", 1), ("concurrency", 1), ("retries", 0), ("retry_seconds", 0)):
+        if getattr(teacher, name) < least:
+            yield f"{key}.{name} is {getattr(teacher, name)}; it must be at least {least}"
+    if teacher.timeout <= 0:
+        yield f"{key}.timeout is {teacher.timeout}; it must be above 0"
+    if teacher.url is None:
+        if teacher.served_model is not None:
+            yield f"{key}.served_model is set but {key}.url is not; set the server's address, or leave both null"
+        return
+    if not teacher.url.startswith(("http://", "https://")):
+        yield f"{key}.url is '{teacher.url}'; it must begin with http:// or https://"
+    if teacher.served_model is None:
+        yield f"{key}.url is set but {key}.served_model is not; give the name under which the server knows the model"
+    if teacher.top_k is None:
+        yield f"{key}.url needs {key}.top_k: a server gives no whole distributions; set it to what the server allows, such as 20"
 
 
 def _number(config: Config, key: str) -> float:

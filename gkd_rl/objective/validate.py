@@ -49,7 +49,7 @@ def validate_objective(
         *_reference(config, uses_reward, uses_divergence, has_reference),
         *_advantage(config, uses_reward, group_size),
         *_telemetry(config),
-        *(_top_k_teacher(config, teacher_top_k, uses_divergence) if teacher_top_k is not None and has_teacher else ()),
+        *(_top_k_teacher(config, teacher_top_k) if teacher_top_k is not None and has_teacher else ()),
     ):
         raise UserError(complaint)
 
@@ -272,21 +272,24 @@ def _telemetry(config: ObjectiveConfig) -> Iterator[str]:
         yield "objective.telemetry.interference_stride is below 0; use 0 for none, 1 for every token."
 
 
-def _top_k_teacher(config: ObjectiveConfig, available: int, divergence: bool) -> Iterator[str]:
-    """What cannot be had of a teacher that gives its ``available`` likeliest tokens and the sampled one, at temperature 1."""
+def _top_k_teacher(config: ObjectiveConfig, available: int) -> Iterator[str]:
+    """What cannot be had of a teacher that gives its ``available`` likeliest tokens and the sampled one, at temperature 1.
+
+    Evaluations compare with the teacher even where the divergence's weight is 0.
+    """
     settings = config.divergence
     gives = f"the teacher gives {available} log-probabilities per token (teacher.top_k)"
     temperature = settings.temperature if settings.teacher_temperature is None else settings.teacher_temperature
-    if divergence and settings.estimator == "full":
+    if settings.estimator == "full":
         yield (
             f"objective.divergence.estimator 'full' needs the whole distribution but {gives}; set estimator to 'top_k', or use a teacher "
             "in the process without teacher.top_k."
         )
-    if divergence and settings.estimator == "top_k" and settings.top_k > available:
+    if settings.estimator == "top_k" and settings.top_k > available:
         yield f"objective.divergence.top_k is {settings.top_k} but {gives}; lower it, or raise teacher.top_k."
     if settings.extrapolation != 1:
         yield f"objective.divergence.extrapolation needs the whole distribution but {gives}; set it to 1, or leave teacher.top_k null."
-    if temperature != 1 and divergence and not (settings.estimator == "top_k" and settings.tail == "renormalise"):
+    if temperature != 1 and not (settings.estimator == "top_k" and settings.tail == "renormalise"):
         yield (
             f"the teacher's temperature is {temperature:g}, for which its whole distribution is needed, but {gives}; set "
             "objective.divergence.teacher_temperature=1, or estimator 'top_k' with tail 'renormalise'."

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 from gkd_rl.config.run import Config, TeacherConfig
 from gkd_rl.engine import Processes
 from gkd_rl.models.language_model import LanguageModel, load_language_model
+from gkd_rl.models.source import resolve
+from gkd_rl.models.tokenizers import load_tokenizer, require_same_tokenizer, vocabulary_size
 from gkd_rl.teacher.local import LocalTeacher, Teacher, TopKTeacher
+from gkd_rl.teacher.served import ServedTeacher
 
 
 @dataclass(frozen=True)
@@ -22,13 +27,29 @@ class Teaching:
     """the teacher's own model, where one is in the process: evaluated itself, once"""
 
 
-def build_teaching(config: Config, processes: Processes) -> Teaching:
+def check_teaching(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ``UserError`` for a teacher that is not there, has another tokenizer, or does not answer: before any model is loaded."""
+    teacher = config.teacher
+    if teacher.path is not None:
+        source = resolve(teacher.path, "teacher.path")
+        require_same_tokenizer(tokenizer, load_tokenizer(source, "teacher.path", teacher.trust_remote_code))
+    if teacher.url is not None:
+        end = tokenizer.eos_token_id
+        assert isinstance(end, int)
+        ServedTeacher(teacher, vocabulary_size(tokenizer)).probe([end, end])
+
+
+def build_teaching(config: Config, processes: Processes, tokenizer: PreTrainedTokenizerBase) -> Teaching:
     """The configured teacher, loaded."""
-    if config.teacher.path is None:
+    settings = config.teacher
+    if settings.url is not None:
+        served = ServedTeacher(settings, vocabulary_size(tokenizer))
+        return Teaching(served, served)
+    if settings.path is None:
         return Teaching()
-    model = load_frozen(config.teacher, "teacher.path", processes)
+    model = load_frozen(settings, "teacher.path", processes)
     whole = LocalTeacher(model, 4 * config.engine.micro_batch_tokens)
-    teacher = whole if config.teacher.top_k is None else TopKTeacher(whole, config.teacher.top_k)
+    teacher = whole if settings.top_k is None else TopKTeacher(whole, settings.top_k)
     return Teaching(teacher, teacher, model)
 
 

@@ -118,7 +118,7 @@ REFUSED = [
     (("alpha=1", "surrogate.entropy_weight=0.1"), {}, "part of the reward's term"),
     ((), {"group_size": 1}, "every advantage is 0"),
     (("telemetry.interference_stride=-1",), {}, "below 0"),
-    ((), {"teacher_top_k": 20}, "needs the whole distribution but the teacher gives 20"),
+    (("alpha=0",), {"teacher_top_k": 20}, "needs the whole distribution but the teacher gives 20"),
     (("divergence.estimator=top_k", "divergence.top_k=21"), {"teacher_top_k": 20}, "lower it, or raise teacher.top_k"),
     ((*TOP_4, "divergence.extrapolation=1.25"), {"teacher_top_k": 20, "has_reference": True}, "extrapolation needs the whole"),
     ((*TOP_4, "divergence.temperature=2"), {"teacher_top_k": 20}, "temperature is 2, for which its whole distribution is needed"),
@@ -147,8 +147,7 @@ def test_what_is_inert_biased_or_impossible_is_refused_with_the_reason(overrides
         TOP_4,
         (*TOP_4, "divergence.temperature=2", "divergence.teacher_temperature=1"),
         (*TOP_4, "divergence.temperature=2", "divergence.tail=renormalise"),
-        ("alpha=0", "divergence.temperature=2"),
-        ("alpha=0",),
+        ("alpha=0", *TOP_4),
     ],
     ids=" ".join,
 )
