@@ -21,7 +21,7 @@ from gkd_rl.engine import Engine, Processes
 from gkd_rl.errors import UserError
 from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.run_folder import RunFolder, remove_tree, write_atomically
-from gkd_rl.types import Head
+from gkd_rl.types import Heads
 
 CHANGEABLE = (
     *("run_dir", "max_steps", "resume", "data_dir", "model", "log_rollouts_every", "engine.micro_batch_tokens", "engine.threads"),
@@ -67,7 +67,7 @@ class Checkpoints:
                 return place, json.loads((place / "state.json").read_text())
         return None
 
-    def restore(self, place: Path, engine: Engine, buffer: SamplingBuffer, teacher: Head | None, reference: Head | None) -> None:
+    def restore(self, place: Path, engine: Engine, buffer: SamplingBuffer, teacher: Heads | None, reference: Heads | None) -> None:
         """Load weights, optimiser and this rank's buffer. Buffers hold tensors and plain values only."""
         stored = place / f"buffer-{engine.processes.rank}.pt"
         try:

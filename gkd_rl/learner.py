@@ -16,7 +16,7 @@ from gkd_rl.config.objective import Mean, ObjectiveConfig
 from gkd_rl.models.language_model import LanguageModel
 from gkd_rl.objective.fused import fused_objective
 from gkd_rl.objective.schedule import TermWeights
-from gkd_rl.types import Experience, Gates, GlobalCounts, Head, HiddenScores, ObjectiveResult, TeacherScores, TokenBatch
+from gkd_rl.types import Experience, Gates, GlobalCounts, Head, HiddenScores, MixtureScores, ObjectiveResult, TeacherScores, TokenBatch
 
 
 @dataclass
@@ -83,6 +83,8 @@ def _of_teacher(scores: TeacherScores | None, mask: Tensor) -> dict[str, Any]:
         return {}
     if isinstance(scores, HiddenScores):
         return {"teacher_hidden": scores.hidden[mask], "teacher_head": scores.head}
+    if isinstance(scores, MixtureScores):
+        return {"teacher_parts": tuple((part.hidden[mask], part.head) for part in scores.parts), "teacher_weights": scores.weights[mask]}
     top = {"teacher_top_ids": scores.ids[mask], "teacher_top_logprobs": scores.logprobs[mask]}
     return {**top, "teacher_logprobs": scores.token_logprobs[mask]}
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from gkd_rl.config.objective import ObjectiveConfig
-from gkd_rl.config.run import Config, TeacherConfig
+from gkd_rl.config.run import Config, TeacherConfig, TeacherRoutingConfig
 from gkd_rl.train import train
 
 
@@ -23,6 +23,8 @@ def sft_config(config: Config) -> Config:
         config,
         max_steps=max(1, math.ceil(settings.epochs * settings.examples / settings.batch_size)),
         teacher=TeacherConfig(path=None),
+        teachers={},
+        teacher_routing=TeacherRoutingConfig(),
         task=replace(config.task, train_examples=settings.examples),
         rollout=replace(
             config.rollout,

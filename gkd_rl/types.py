@@ -91,8 +91,21 @@ class TopKScores:
     """[B, C] fp32: that of the completion's own token"""
 
 
-TeacherScores = HiddenScores | TopKScores
+@dataclass(frozen=True)
+class MixtureScores:
+    """Several teachers' whole distributions, of which Σ_m weight·q_m teaches. Weights 0 and 1 route a token to one of them."""
+
+    parts: tuple[HiddenScores, ...]
+    """length M; a teacher's hidden states are 0 where its weight is 0"""
+    weights: Tensor
+    """[B, C, M] fp32; sums of 1 over M at each token"""
+
+
+TeacherScores = HiddenScores | TopKScores | MixtureScores
 """What a teacher says of each completion token."""
+
+Heads = Head | tuple[Head, ...]
+"""What stored hidden states are completed with: one teacher's head, or those of several."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +167,10 @@ class TokenBatch:
     teacher_hidden: Tensor | None = None
     """[N, H_teacher]; None where no term needs the teacher"""
     teacher_head: Head | None = None
+    teacher_parts: tuple[tuple[Tensor, Head], ...] = ()
+    """in the place of ``teacher_hidden``: several teachers' hidden states [N, H_m] and heads"""
+    teacher_weights: Tensor | None = None
+    """[N, M] fp32: the weight of each in the mixture of their probabilities at temperature 1"""
     teacher_top_ids: Tensor | None = None
     """[N, K] int64, in the place of ``teacher_hidden``: the teacher's likeliest tokens"""
     teacher_top_logprobs: Tensor | None = None

@@ -57,6 +57,16 @@ class TeacherConfig:
 
 
 @dataclass
+class TeacherRoutingConfig:
+    """Which of several ``teachers`` teaches a row."""
+
+    column: str | None = None
+    """Column of the data that names each row's teacher; null: all of them teach every row, as the mixture of their probabilities."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """The mixture's weights by teacher; by default all alike."""
+
+
+@dataclass
 class TaskConfig:
     """Where prompts and references come from."""
 
@@ -173,7 +183,7 @@ class EvaluationConfig:
     samples: int = 1
     """Completions sampled per example in ``gkd-rl evaluate`` (more than 1: pass@k)."""
     teacher: bool = True
-    """Whether the teacher is evaluated too, once, where its model is in the process."""
+    """Whether the teacher is evaluated too, once, where there is one and its model is in the process."""
 
 
 @dataclass
@@ -232,6 +242,10 @@ class Config:
     """The model that is trained."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """The model that is distilled."""
+    teachers: dict[str, TeacherConfig] = field(default_factory=dict)
+    """Several teachers by name, in the place of ``teacher``."""
+    teacher_routing: TeacherRoutingConfig = field(default_factory=TeacherRoutingConfig)
+    """Which of them teaches a row."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """Prompts and references."""
     rewards: list[RewardConfig] | None = None

@@ -65,13 +65,26 @@ def validate(config: Config) -> None:
         has_old_logprobs=True,
         on_policy_share=rollout.on_policy_share,
         group_size=rollout.per_prompt,
-        teacher_top_k=config.teacher.top_k,
+        teacher_top_k=teacher_top_k(config),
     )
 
 
 def has_teacher(config: Config) -> bool:
     """Whether a teacher is configured, of whatever kind."""
-    return config.teacher.path is not None or config.teacher.url is not None
+    return bool(teacher_configs(config))
+
+
+def teacher_configs(config: Config) -> dict[str, TeacherConfig]:
+    """Configuration key → the teacher there: ``teacher``, or each of ``teachers``."""
+    if config.teachers:
+        return {f"teachers.{name}": teacher for name, teacher in config.teachers.items()}
+    exists = config.teacher.path is not None or config.teacher.url is not None
+    return {"teacher": config.teacher} if exists else {}
+
+
+def teacher_top_k(config: Config) -> int | None:
+    """Of how many tokens all teachers give log-probabilities; None: their whole distributions."""
+    return next((teacher.top_k for teacher in teacher_configs(config).values()), None)
 
 
 def samples_exactly(rollout: RolloutConfig) -> bool:
@@ -113,7 +126,9 @@ def _complaints(config: Config) -> Iterator[str]:
         )
     if "" in config.rollout.stop:
         yield "rollout.stop holds an empty text, which every answer contains; remove it"
-    yield from _teacher_complaints("teacher", config.teacher)
+    for key, teacher in {"teacher": config.teacher, **teacher_configs(config)}.items():
+        yield from _teacher_complaints(key, teacher)
+    yield from _several_complaints(config)
     if config.resume not in RESUME:
         yield f"resume is '{config.resume}'; it must be one of {', '.join(RESUME)}"
     if config.rewards == []:
@@ -138,6 +153,35 @@ def _teacher_complaints(key: str, teacher: TeacherConfig) -> Iterator[str]:
         yield f"{key}.url is set but {key}.served_model is not; give the name under which the server knows the model"
     if teacher.top_k is None:
         yield f"{key}.url needs {key}.top_k: a server gives no whole distributions; set it to what the server allows, such as 20"
+
+
+def _several_complaints(config: Config) -> Iterator[str]:
+    """What cannot be of several teachers together."""
+    routing, teachers = config.teacher_routing, config.teachers
+    if not teachers:
+        if routing.column is not None or routing.weights:
+            yield "teacher_routing is set but teachers is empty; name the teachers there, or leave teacher_routing out"
+        return
+    if config.teacher not in (TeacherConfig(), TeacherConfig(path=None)):
+        yield "teacher and teachers are both set; move the first into teachers, under a name"
+    for name, teacher in teachers.items():
+        if (teacher.path, teacher.url) == (None, None):
+            yield f"teachers.{name} has neither path nor url; give it one"
+    if len({teacher.top_k for teacher in teachers.values()}) > 1:
+        yield "teachers give scores of different forms; set top_k alike for all of them (null: whole distributions)"
+    if routing.column is not None:
+        if routing.weights:
+            yield "teacher_routing.weights are those of a mixture, but teacher_routing.column gives each row one teacher; remove either"
+        return
+    if teacher_top_k(config) is not None:
+        yield "a mixture of teachers needs their whole distributions; leave top_k null, or route rows with teacher_routing.column"
+    for name, weight in routing.weights.items():
+        if name not in teachers:
+            yield f"teacher_routing.weights names '{name}', which is not among teachers ({', '.join(teachers)}); name one of those"
+        if not (weight >= 0 and math.isfinite(weight)):
+            yield f"teacher_routing.weights.{name} is {weight}; it must be a number of at least 0"
+    if routing.weights and not sum(routing.weights.values()) > 0:
+        yield "teacher_routing.weights are all 0; give some teacher a weight"
 
 
 def _number(config: Config, key: str) -> float:

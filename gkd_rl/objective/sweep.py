@@ -13,7 +13,7 @@ from gkd_rl.config.objective import ObjectiveConfig
 from gkd_rl.objective.chunk import Chunk, chunk_losses, read_chunk, reward_gradient, slopes_of
 from gkd_rl.objective.compiled import kernels_for
 from gkd_rl.objective.kernel import Tiles, add_at
-from gkd_rl.objective.projection import Projection
+from gkd_rl.objective.projection import Mixture, Projection
 from gkd_rl.objective.telemetry import TeacherView, compared_tokens, interference, sums_of
 from gkd_rl.objective.terms import Losses, TokenValues, losses_of, needs_whole_sequences, streams_of, with_sequences
 from gkd_rl.objective.top_k import given_top_k
@@ -48,13 +48,13 @@ class Sweep:
         self.config = config
         self.token_ids = batch.token_ids
         self.student = Projection(batch.student_hidden, batch.student_head)
-        self.teacher = _projection(batch.teacher_hidden, batch.teacher_head)
+        self.teacher = _teacher(batch)
         self.given = given_top_k(batch, config.divergence)
         uses_reference = config.surrogate.reference_kl_weight != 0 or config.divergence.extrapolation != 1.0
         self.reference = _projection(batch.reference_hidden, batch.reference_head) if uses_reference else None
         self.vocabulary = len(self.student.weight)
         for other in (self.teacher, self.reference):
-            assert other is None or len(other.weight) == self.vocabulary, "heads are cut to one vocabulary"
+            assert other is None or other.vocabulary == self.vocabulary, "heads are cut to one vocabulary"
         device = batch.token_ids.device
         self.kernels = kernels_for(config, self.student.soft_cap, self.vocabulary, device, compile)
         self.chunk = chunk_tokens or max(CHUNK_TOKENS.get(device.type, 256), SMALL_TILE_BYTES // (4 * self.vocabulary))
@@ -163,6 +163,12 @@ class Sweep:
             self.student.add_to_weight_(made.weight, gradient, where)
         if made.bias is not None:
             self.student.add_to_bias_(made.bias, gradient)
+
+
+def _teacher(batch: TokenBatch) -> Projection | Mixture | None:
+    if batch.teacher_weights is not None:
+        return Mixture([Projection(hidden, head) for hidden, head in batch.teacher_parts], batch.teacher_weights)
+    return _projection(batch.teacher_hidden, batch.teacher_head)
 
 
 def _projection(hidden: Tensor | None, head: Head | None) -> Projection | None:

@@ -67,14 +67,24 @@ def _token_values(student: Tensor, batch: TokenBatch, config: ObjectiveConfig) -
     values = TokenValues(logprob=_at(lp, batch.token_ids), entropy=-(lp.exp() * lp).sum(-1), reference_kl=reference_kl)
     if (given := given_top_k(batch, config.divergence)) is not None:
         return _with_top_k(values, log_probs(student, config.divergence.temperature), given, config.divergence)
-    if batch.teacher_hidden is None or batch.teacher_head is None:
+    teacher = _teacher_logits(batch)
+    if teacher is None:
         return values, None
-    teacher = logits_of(batch.teacher_hidden, batch.teacher_head).detach()
     assert teacher.shape == student.shape, "both heads are cut to one vocabulary"
     lq = target_log_probs(teacher, reference, config.divergence)
     lp = log_probs(student, config.divergence.temperature)
     values = replace(values, divergence=_divergence(lp, lq, config.divergence), teacher_logprob=_at(lq, batch.token_ids))
     return values, _view(lp.detach(), lq, config.divergence)
+
+
+def _teacher_logits(batch: TokenBatch) -> Tensor | None:
+    """The teacher's logits [N, V], or of several the logarithm of the mixture Σ_m w_m·q_m."""
+    if batch.teacher_weights is not None:
+        each = [log_probs(logits_of(hidden, head).detach()) for hidden, head in batch.teacher_parts]
+        return (torch.stack(each, -1) + batch.teacher_weights.log()[:, None]).logsumexp(-1)
+    if batch.teacher_hidden is None or batch.teacher_head is None:
+        return None
+    return logits_of(batch.teacher_hidden, batch.teacher_head).detach()
 
 
 def _with_top_k(values: TokenValues, lp: Tensor, given: GivenTopK, config: DivergenceConfig) -> tuple[TokenValues, TeacherView]:

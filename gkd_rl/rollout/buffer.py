@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gkd_rl.rollout.rows import join_experiences, score_tensors, take_experience
-from gkd_rl.types import Example, Experience, Gates, Head, HiddenScores, Rollouts, TeacherScores, TopKScores
+from gkd_rl.rollout.rows import join_experiences, score_tensors, scores_of, take_experience
+from gkd_rl.types import Example, Experience, Gates, Heads, Rollouts
 
 
 class SamplingBuffer:
@@ -68,7 +68,7 @@ class SamplingBuffer:
         """Everything stored, as tensors and plain values; the teacher's head is left out (its owner has it)."""
         return {"stored": [(step, _pack(experience)) for step, experience in self._stored]}
 
-    def load_state_dict(self, state: dict[str, Any], teacher_head: Head | None, reference_head: Head | None = None) -> None:
+    def load_state_dict(self, state: dict[str, Any], teacher_head: Heads | None, reference_head: Heads | None = None) -> None:
         """Restore what ``state_dict`` gave."""
         self._stored = [(step, _unpack(packed, teacher_head, reference_head)) for step, packed in state["stored"]]
 
@@ -100,7 +100,7 @@ def _pack(experience: Experience) -> dict[str, Any]:
     }
 
 
-def _unpack(packed: dict[str, Any], teacher_head: Head | None, reference_head: Head | None) -> Experience:
+def _unpack(packed: dict[str, Any], teacher_head: Heads | None, reference_head: Heads | None) -> Experience:
     rollouts = dict(packed["rollouts"])
     rollouts["examples"] = tuple(Example(**example) for example in rollouts["examples"])
     rollouts["texts"] = tuple(rollouts["texts"])
@@ -109,16 +109,7 @@ def _unpack(packed: dict[str, Any], teacher_head: Head | None, reference_head: H
         rewards=packed["rewards"],
         components=packed["components"],
         advantages=packed["advantages"],
-        teacher=_scores(packed["teacher"], teacher_head),
-        reference=_scores(packed["reference"], reference_head),
+        teacher=None if packed["teacher"] is None else scores_of(packed["teacher"], teacher_head),
+        reference=None if packed["reference"] is None else scores_of(packed["reference"], reference_head),
         gates=None if packed["gates"] is None else Gates(*packed["gates"]),
     )
-
-
-def _scores(tensors: dict[str, Tensor] | None, head: Head | None) -> TeacherScores | None:
-    if tensors is None:
-        return None
-    if "hidden" not in tensors:
-        return TopKScores(**tensors)
-    assert head is not None, "a restored buffer needs the heads of its teacher and reference"
-    return HiddenScores(**tensors, head=head)

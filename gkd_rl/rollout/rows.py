@@ -6,12 +6,12 @@ Shapes: B sequences, P prompt positions, C completion positions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
-from gkd_rl.types import Experience, Gates, Rollouts, TeacherScores
+from gkd_rl.types import Experience, Gates, Head, Heads, HiddenScores, MixtureScores, Rollouts, TeacherScores, TopKScores
 
 _PROMPT_WIDE = ("prompt_ids", "prompt_mask")
 _COMPLETION_WIDE = ("completion_ids", "completion_mask", "logprobs", "sampler_logprobs")
@@ -116,12 +116,30 @@ def padding_share(parts: Sequence[Experience]) -> float:
 def _take_scores(scores: TeacherScores | None, rows: Tensor, width: int) -> TeacherScores | None:
     if scores is None:
         return None
-    return replace(scores, **{name: value[rows, :width] for name, value in score_tensors(scores).items()})
+    return _with_tensors(scores, {name: value[rows, :width] for name, value in score_tensors(scores).items()})
 
 
 def score_tensors(scores: TeacherScores) -> dict[str, Tensor]:
-    """The tensors [B, C, ...] of a teacher's scores by name; a head is its owner's."""
+    """The tensors [B, C, ...] of a teacher's scores by name; heads are their owner's."""
+    if isinstance(scores, MixtureScores):
+        return {"weights": scores.weights, **{f"hidden_{number}": part.hidden for number, part in enumerate(scores.parts)}}
     return {item.name: value for item in fields(scores) if isinstance(value := getattr(scores, item.name), Tensor)}
+
+
+def scores_of(tensors: Mapping[str, Tensor], heads: Heads | None) -> TeacherScores:
+    """From what ``score_tensors`` gave, and the heads that belong to it, back to scores."""
+    if "logprobs" in tensors:
+        return TopKScores(**tensors)
+    if isinstance(heads, Head):
+        return HiddenScores(tensors["hidden"], heads)
+    assert heads is not None, "hidden states need their heads"
+    return MixtureScores(tuple(HiddenScores(tensors[f"hidden_{n}"], head) for n, head in enumerate(heads)), tensors["weights"])
+
+
+def _with_tensors(scores: TeacherScores, tensors: Mapping[str, Tensor]) -> TeacherScores:
+    if isinstance(scores, MixtureScores):
+        return scores_of(tensors, tuple(part.head for part in scores.parts))
+    return scores_of(tensors, scores.head if isinstance(scores, HiddenScores) else None)
 
 
 def _join_scores(parts: Sequence[TeacherScores | None]) -> TeacherScores | None:
@@ -131,7 +149,7 @@ def _join_scores(parts: Sequence[TeacherScores | None]) -> TeacherScores | None:
         return None
     tensors = [score_tensors(part) for part in scores]
     assert len({tuple(part) for part in tensors}) == 1, "scores of one form"
-    return replace(scores[0], **{name: _join_wide([part[name] for part in tensors], 0, left=False) for name in tensors[0]})
+    return _with_tensors(scores[0], {name: _join_wide([part[name] for part in tensors], 0, left=False) for name in tensors[0]})
 
 
 def _join_wide(values: Sequence[Tensor], fill: int, left: bool) -> Tensor:

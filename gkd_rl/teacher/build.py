@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from gkd_rl.config.run import Config, TeacherConfig
+from gkd_rl.config.validate import teacher_configs
 from gkd_rl.engine import Processes
+from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import LanguageModel, load_language_model
 from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import load_tokenizer, require_same_tokenizer, vocabulary_size
 from gkd_rl.teacher.local import LocalTeacher, Teacher, TopKTeacher
 from gkd_rl.teacher.served import ServedTeacher
+from gkd_rl.teacher.several import MixedTeachers, RoutedTeachers, route_of
+from gkd_rl.types import Example
 
 
 @dataclass(frozen=True)
@@ -24,30 +29,48 @@ class Teaching:
     judge: Teacher | None = None
     """scores samples of evaluations"""
     model: LanguageModel | None = None
-    """the teacher's own model, where one is in the process: evaluated itself, once"""
+    """the teacher's own model, where there is one teacher and it is in the process: evaluated itself, once"""
 
 
 def check_teaching(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ``UserError`` for a teacher that is not there, has another tokenizer, or does not answer: before any model is loaded."""
-    teacher = config.teacher
-    if teacher.path is not None:
-        source = resolve(teacher.path, "teacher.path")
-        require_same_tokenizer(tokenizer, load_tokenizer(source, "teacher.path", teacher.trust_remote_code))
-    if teacher.url is not None:
-        end = tokenizer.eos_token_id
-        assert isinstance(end, int)
-        ServedTeacher(teacher, vocabulary_size(tokenizer)).probe([end, end])
+    for key, teacher in teacher_configs(config).items():
+        if teacher.path is not None:
+            source = resolve(teacher.path, f"{key}.path")
+            theirs = load_tokenizer(source, f"{key}.path", teacher.trust_remote_code)
+            try:
+                require_same_tokenizer(tokenizer, theirs)
+            except UserError as error:
+                raise UserError(f"{key}: {error}") from None
+        if teacher.url is not None:
+            end = tokenizer.eos_token_id
+            assert isinstance(end, int)
+            ServedTeacher(teacher, vocabulary_size(tokenizer), key).probe([end, end])
+
+
+def check_routes(config: Config, examples: Iterable[Example]) -> None:
+    """Raise ``UserError`` for the first example whose column names no teacher."""
+    if config.teacher_routing.column is not None:
+        for example in examples:
+            route_of(example, config.teacher_routing.column, config.teachers)
 
 
 def build_teaching(config: Config, processes: Processes, tokenizer: PreTrainedTokenizerBase) -> Teaching:
     """The configured teacher, loaded."""
-    settings = config.teacher
+    built = {key: _one(config, key, settings, processes, tokenizer) for key, settings in teacher_configs(config).items()}
+    if not config.teachers:
+        return built.get("teacher", Teaching())
+    each = {name: one.teacher for name, one in zip(config.teachers, built.values(), strict=True) if one.teacher is not None}
+    column = config.teacher_routing.column
+    teacher = MixedTeachers(each, config.teacher_routing.weights) if column is None else RoutedTeachers(each, column)
+    return Teaching(teacher, teacher)
+
+
+def _one(config: Config, key: str, settings: TeacherConfig, processes: Processes, tokenizer: PreTrainedTokenizerBase) -> Teaching:
     if settings.url is not None:
-        served = ServedTeacher(settings, vocabulary_size(tokenizer))
+        served = ServedTeacher(settings, vocabulary_size(tokenizer), key)
         return Teaching(served, served)
-    if settings.path is None:
-        return Teaching()
-    model = load_frozen(settings, "teacher.path", processes)
+    model = load_frozen(settings, f"{key}.path", processes)
     whole = LocalTeacher(model, 4 * config.engine.micro_batch_tokens)
     teacher = whole if settings.top_k is None else TopKTeacher(whole, settings.top_k)
     return Teaching(teacher, teacher, model)

@@ -16,14 +16,14 @@ from gkd_rl.models.language_model import LanguageModel
 from gkd_rl.objective.head import in_fp32, logits_of
 from gkd_rl.objective.numerics import log_probs
 from gkd_rl.rollout.rows import lengths, take
-from gkd_rl.types import Head, HiddenScores, Rollouts, TeacherScores, TopKScores
+from gkd_rl.types import Head, Heads, HiddenScores, Rollouts, TeacherScores, TopKScores
 
 
 class Teacher(Protocol):
     """Anything that can score rollouts."""
 
     @property
-    def head(self) -> Head | None:
+    def head(self) -> Heads | None:
         """What stored hidden states are completed with; None for a teacher that gives ``TopKScores``."""
         ...
 

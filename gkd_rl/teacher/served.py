@@ -37,15 +37,16 @@ class ServedTeacher:
 
     head = None
 
-    def __init__(self, settings: TeacherConfig, vocabulary: int) -> None:
+    def __init__(self, settings: TeacherConfig, vocabulary: int, key: str = "teacher") -> None:
         assert settings.url is not None and settings.top_k is not None, "validate asks for both"
         self.settings = settings
+        self.name = key
         self.vocabulary = vocabulary
         self.top_k = settings.top_k
         self.endpoint = settings.url.rstrip("/").removesuffix("/completions").removesuffix("/v1") + "/v1/completions"
         self.key = os.environ.get(settings.api_key_env) if settings.api_key_env else None
         if settings.api_key_env and not self.key:
-            raise UserError(f"teacher.api_key_env names the environment variable {settings.api_key_env}, which is not set; set it")
+            raise UserError(f"{key}.api_key_env names the environment variable {settings.api_key_env}, which is not set; set it")
 
     def probe(self, tokens: Sequence[int]) -> None:
         """Ask for one short row, so that a server that cannot serve says so before a model is loaded. Raises ``UserError``."""
@@ -107,8 +108,8 @@ class ServedTeacher:
             except (OSError, HTTPException, ValueError) as error:
                 problem = f"row {rows[0]}{names[0]}, position 0: {_reason(error)}"
                 if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in WORTH_ANOTHER_TRY:
-                    raise UserError(f"teacher.url {self.endpoint}: {problem}; mend the request's settings under teacher") from None
-        raise UserError(f"teacher.url {self.endpoint}: {problem}, after {self.settings.retries + 1} tries; see to the server")
+                    raise UserError(f"{self.name}.url {self.endpoint}: {problem}; mend the settings under {self.name}") from None
+        raise UserError(f"{self.name}.url {self.endpoint}: {problem}, after {self.settings.retries + 1} tries; see to the server")
 
     def _post(self, sent: list[list[int]]) -> Any:
         """The server's answer to one request, parsed."""

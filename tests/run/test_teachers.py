@@ -85,3 +85,80 @@ def test_a_server_that_does_not_answer_is_found_out_before_a_model_is_loaded(ref
 def test_a_server_with_a_models_tokenizer_of_another_family_is_refused(refused_run, models: Models) -> None:
     settings = ("teacher.url=http://localhost:9", "teacher.served_model=a", "teacher.top_k=8", f"teacher.path={models.foreign}")
     assert "student and teacher have different tokenizers" in refused_run(*settings, *TOP_8)
+
+
+# several teachers
+
+DOMAINS = """
+from gkd_rl.config.run import RewardConfig
+from gkd_rl.types import Example
+
+
+class Sums:
+    train_size = 8
+
+    def __init__(self, data_dir=None, prompt_format="plain", names=("small", "large")):
+        self.names = names
+
+    def train_example(self, index):
+        columns = {"reference": str(index + 2), "domain": self.names[index % 2]}
+        return Example(f"What is {index} + 2? ", f"It is {index + 2}", columns, index)
+
+    def held_out(self, count):
+        return [self.train_example(index) for index in range(min(count, 4))]
+
+    def default_rewards(self):
+        return [RewardConfig()]
+"""
+
+
+@pytest.fixture
+def domains(tmp_path: Path) -> str:
+    """A task whose rows name their teacher in the column ``domain``."""
+    (tmp_path / "sums.py").write_text(DOMAINS)
+    return f"task.path={tmp_path / 'sums.py'}:Sums"
+
+
+def test_rows_are_routed_and_mixed(train, models: Models, domains: str) -> None:
+    several = (
+        domains,
+        "teacher.path=null",
+        f"teachers.small.path={models.student}",
+        f"teachers.large.path={models.teacher}",
+        "objective.alpha=1",
+    )
+    routed, rollouts, summary = train("routed", *several, "teacher_routing.column=domain")
+    first = [row for row in rollouts if row["step"] == 1]
+    nothing_to_learn = {row["columns"]["domain"]: max(row["divergence"]) < 1e-4 for row in first}
+    assert nothing_to_learn == {"small": True, "large": False}, "the small teacher is the student itself"
+    assert routed[0]["reverse_kl"] > 0 and summary["accuracy_teacher"] is None
+    mixed = train("mixed", *several, "teacher_routing.weights={large: 3, small: 1}")[0]
+    alone = train("alone", domains, f"teacher.path={models.teacher}", "objective.alpha=1")[0]
+    assert 0 < mixed[0]["divergence"] < alone[0]["divergence"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["teacher_routing.column=domain", "task.options={names: [small, other]}"], "is 'other', for which there is no teacher"),
+        (["teacher_routing.column=subject"], "has no such column; it has domain, reference"),
+        (["teacher_routing.weights={medium: 1}"], "names 'medium', which is not among teachers (small, large)"),
+        (["teacher_routing.weights={small: 0}"], "are all 0"),
+        (["teacher_routing.weights={small: -1, large: 2}"], "teacher_routing.weights.small is -1"),
+        (["teacher_routing.column=domain", "teacher_routing.weights={small: 1}"], "remove either"),
+        (["teachers.small.top_k=8", *TOP_8], "teachers give scores of different forms"),
+        (["teachers.small.top_k=8", "teachers.large.top_k=8", *TOP_8], "a mixture of teachers needs their whole distributions"),
+        (["teachers.other.path=null"], "teachers.other has neither path nor url"),
+        (["teachers.other.pth=a"], "there is no key 'teachers.other.pth'"),
+        (["teacher.top_k=8", *TOP_8], "teacher and teachers are both set"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_several_teachers_cannot_do_is_refused(refused_run, models: Models, domains: str, overrides: list[str], said: str) -> None:
+    small = [domains, "teacher.path=null", f"teachers.small.path={models.student}", f"teachers.large.path={models.teacher}"]
+    assert said in refused_run(*small, *overrides)
+
+
+def test_the_teacher_with_another_tokenizer_is_named(refused_run, models: Models) -> None:
+    said = refused_run("teacher.path=null", f"teachers.a.path={models.teacher}", f"teachers.b.path={models.foreign}")
+    assert said.startswith("teachers.b: student and teacher have different tokenizers")
