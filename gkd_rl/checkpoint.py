@@ -27,7 +27,7 @@ CHANGEABLE = (
     *("run_dir", "max_steps", "resume", "data_dir", "model", "log_rollouts_every", "engine.micro_batch_tokens", "engine.threads"),
     *("evaluation.every", "evaluation.during_examples", "evaluation.samples"),
     *("teacher.url", "teacher.rows_per_request", "teacher.concurrency", "teacher.retries", "teacher.retry_seconds", "teacher.timeout"),
-    "teacher.api_key_env",
+    *("teacher.api_key_env", "teacher.cache"),
 )
 """Settings that may differ where a run is continued."""
 

@@ -54,6 +54,8 @@ class TeacherConfig:
     """Seconds without an answer after which a request has failed."""
     api_key_env: str | None = None
     """Environment variable that holds the server's key; null: none is sent."""
+    cache: str | None = None
+    """Folder made by ``gkd-rl cache-teacher``: scores of dataset rows come from there, those of sampled rows from ``path`` or ``url``."""
 
 
 @dataclass

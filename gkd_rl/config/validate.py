@@ -78,7 +78,7 @@ def teacher_configs(config: Config) -> dict[str, TeacherConfig]:
     """Configuration key → the teacher there: ``teacher``, or each of ``teachers``."""
     if config.teachers:
         return {f"teachers.{name}": teacher for name, teacher in config.teachers.items()}
-    exists = config.teacher.path is not None or config.teacher.url is not None
+    exists = (config.teacher.path, config.teacher.url, config.teacher.cache) != (None, None, None)
     return {"teacher": config.teacher} if exists else {}
 
 
@@ -129,6 +129,7 @@ def _complaints(config: Config) -> Iterator[str]:
     for key, teacher in {"teacher": config.teacher, **teacher_configs(config)}.items():
         yield from _teacher_complaints(key, teacher)
     yield from _several_complaints(config)
+    yield from _cache_complaints(config)
     if config.resume not in RESUME:
         yield f"resume is '{config.resume}'; it must be one of {', '.join(RESUME)}"
     if config.rewards == []:
@@ -153,6 +154,22 @@ def _teacher_complaints(key: str, teacher: TeacherConfig) -> Iterator[str]:
         yield f"{key}.url is set but {key}.served_model is not; give the name under which the server knows the model"
     if teacher.top_k is None:
         yield f"{key}.url needs {key}.top_k: a server gives no whole distributions; set it to what the server allows, such as 20"
+
+
+def _cache_complaints(config: Config) -> Iterator[str]:
+    if any(teacher.cache is not None for teacher in config.teachers.values()):
+        yield "a cache holds one teacher's scores; use it with teacher, not with teachers"
+    if config.teacher.cache is None or config.teachers:
+        return
+    if config.teacher.top_k is None:
+        yield "teacher.cache needs teacher.top_k: a cache holds the likeliest tokens only; set it to at most what the cache holds"
+    if config.rollout.on_policy_share == 1:
+        yield (
+            "teacher.cache serves dataset rows and rollout.on_policy_share=1 leaves none; lower it (0: the cache alone teaches), or set "
+            "teacher.cache to null"
+        )
+    if config.rollout.on_policy_share > 0 and (config.teacher.path, config.teacher.url) == (None, None):
+        yield "teacher.cache serves dataset rows only and some rows are sampled; set teacher.path or url, or rollout.on_policy_share=0"
 
 
 def _several_complaints(config: Config) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +14,7 @@ from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import LanguageModel, load_language_model
 from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import load_tokenizer, require_same_tokenizer, vocabulary_size
+from gkd_rl.teacher.cache import CachedTeacher, open_cache
 from gkd_rl.teacher.local import LocalTeacher, Teacher, TopKTeacher
 from gkd_rl.teacher.served import ServedTeacher
 from gkd_rl.teacher.several import MixedTeachers, RoutedTeachers, route_of
@@ -42,7 +43,9 @@ def check_teaching(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
                 require_same_tokenizer(tokenizer, theirs)
             except UserError as error:
                 raise UserError(f"{key}: {error}") from None
-        if teacher.url is not None:
+        if teacher.cache is not None and teacher.top_k is not None:
+            open_cache(teacher.cache, teacher.top_k, None)
+        if teacher.url is not None and (teacher.cache is None or config.rollout.on_policy_share > 0):
             end = tokenizer.eos_token_id
             assert isinstance(end, int)
             ServedTeacher(teacher, vocabulary_size(tokenizer), key).probe([end, end])
@@ -66,7 +69,24 @@ def build_teaching(config: Config, processes: Processes, tokenizer: PreTrainedTo
     return Teaching(teacher, teacher)
 
 
+def teacher_name(teacher: TeacherConfig) -> str:
+    """By what a cache knows the teacher."""
+    return str(teacher.served_model or teacher.path)
+
+
 def _one(config: Config, key: str, settings: TeacherConfig, processes: Processes, tokenizer: PreTrainedTokenizerBase) -> Teaching:
+    if settings.cache is None:
+        return _live(config, key, settings, processes, tokenizer)
+    assert settings.top_k is not None, "validate asks for it"
+    named = (settings.path, settings.url) != (None, None)
+    cache = open_cache(settings.cache, settings.top_k, teacher_name(settings) if named else None)
+    if config.rollout.on_policy_share == 0:  # nothing is left to a live teacher
+        return Teaching(CachedTeacher(cache, settings.top_k, None))
+    live = _live(config, key, settings, processes, tokenizer)
+    return replace(live, teacher=CachedTeacher(cache, settings.top_k, live.teacher))
+
+
+def _live(config: Config, key: str, settings: TeacherConfig, processes: Processes, tokenizer: PreTrainedTokenizerBase) -> Teaching:
     if settings.url is not None:
         served = ServedTeacher(settings, vocabulary_size(tokenizer), key)
         return Teaching(served, served)

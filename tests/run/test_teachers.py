@@ -162,3 +162,56 @@ def test_what_several_teachers_cannot_do_is_refused(refused_run, models: Models,
 def test_the_teacher_with_another_tokenizer_is_named(refused_run, models: Models) -> None:
     said = refused_run("teacher.path=null", f"teachers.a.path={models.teacher}", f"teachers.b.path={models.foreign}")
     assert said.startswith("teachers.b: student and teacher have different tokenizers")
+
+
+# cached teachers
+
+CACHED = (
+    "rollout.on_policy_share=0",
+    "objective.alpha=1",
+    "rollout.max_new_tokens=200",
+    "task.max_prompt_tokens=800",
+    "rollout.per_prompt=1",
+    *TOP_8,
+)
+
+
+def test_a_cache_is_made_completed_and_trained_on(cli, train, small: Path, models: Models, tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "cache"
+    arguments = ("cache-teacher", small, "--out", out, "teacher.top_k=8", *CACHED)
+    assert cli(*arguments, "task.train_examples=10").status == 0
+    begun = {file: file.read_bytes() for file in out.glob("shard-*")}
+    outcome = cli(*arguments)
+    assert outcome.status == 0 and "holds 24 rows" in outcome.out, outcome
+    assert begun and all(file.read_bytes() == data for file, data in begun.items()), "what was there is not scored again"
+    files = set(out.iterdir())
+    assert cli(*arguments).status == 0 and set(out.iterdir()) == files
+    live = train("live", "teacher.top_k=8", *CACHED)[0]
+    cached, _, summary = train("cached", "teacher.top_k=8", f"teacher.cache={out}", *CACHED)
+    assert_same(cached, live, "loss", "divergence")
+    assert summary["after"]["divergence"] is None, "no teacher is loaded"
+    both = train("both", "teacher.top_k=8", f"teacher.cache={out}", *CACHED, "rollout.on_policy_share=0.5")
+    assert_same(both[0], train("live half", "teacher.top_k=8", *CACHED, "rollout.on_policy_share=0.5")[0], "loss", "divergence")
+    assert both[2]["after"]["divergence"] > 0
+
+
+def test_a_cache_of_other_scores_is_not_continued(cli, small: Path, models: Models, tmp_path: Path) -> None:
+    out = tmp_path / "cache"
+    arguments = ("cache-teacher", small, "--out", out, *CACHED, "task.train_examples=2")
+    assert cli(*arguments, "teacher.top_k=8").status == 0
+    outcome = cli(*arguments, "teacher.top_k=9")
+    assert outcome.status == 2 and "not of" in outcome.err and "top_k=9" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["teacher.cache=a", *TOP_8, "rollout.on_policy_share=0.5"], "teacher.cache needs teacher.top_k"),
+        (["teacher.cache=a", "teacher.top_k=8", *TOP_8], "rollout.on_policy_share=1 leaves none"),
+        (["teacher.cache=a", "teacher.top_k=8", "teacher.path=null", *TOP_8, "rollout.on_policy_share=0.5"], "some rows are sampled"),
+        (["teacher.cache=/nowhere", "teacher.top_k=8", *CACHED], "/nowhere holds no cache"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_a_cache_cannot_do_is_refused(refused_run, overrides: list[str], said: str) -> None:
+    assert said in refused_run(*overrides)
