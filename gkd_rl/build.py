@@ -15,7 +15,7 @@ from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_t
 from gkd_rl.rollout.sampler import InProcessSampler
 from gkd_rl.scoring import make_rewards, score_texts
 from gkd_rl.tasks.base import Task, make_task
-from gkd_rl.teacher.build import Teaching, build_teaching, check_routes, check_teaching
+from gkd_rl.teacher.build import Teaching, build_teaching, check_taught, check_teaching
 from gkd_rl.teacher.local import LocalTeacher
 from gkd_rl.types import Example
 from reward_models.combine import WeightedSum
@@ -48,11 +48,11 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     try_rewards(rewards, held_out)
     tokenizer = load_tokenizer(source, where, config.student.trust_remote_code)
     check_prompts(config, tokenizer, held_out, "held-out")
-    check_routes(config, held_out)
+    check_taught(config, held_out)
     if task.train_size is not None:
         training = [task.train_example(i) for i in range(min(task.train_size, config.task.train_examples or task.train_size))]
         check_prompts(config, tokenizer, training, "training")
-        check_routes(config, training)
+        check_taught(config, training)
         if config.rollout.on_policy_share < 1:
             for example in training:
                 completion_tokens(tokenizer, example, config.rollout.max_new_tokens)

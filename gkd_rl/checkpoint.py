@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gkd_rl.config.load import differences, load_config, value_at
 from gkd_rl.config.run import Config
@@ -39,8 +40,19 @@ class Checkpoints:
         self.folder = folder / "checkpoints"
         self.keep = keep
 
-    def save(self, step: int, engine: Engine, buffer: SamplingBuffer, run: RunFolder | None, state: Mapping[str, Any]) -> None:
-        """Write the checkpoint of ``step`` finished steps; every rank calls it, the main one has the ``run`` folder."""
+    def save(
+        self,
+        step: int,
+        engine: Engine,
+        buffer: SamplingBuffer,
+        run: RunFolder | None,
+        state: Mapping[str, Any],
+        teachers: Sequence[Mapping[str, Tensor]] = (),
+    ) -> None:
+        """Write the checkpoint of ``step`` finished steps; every rank calls it, the main one has the ``run`` folder.
+
+        ``teachers`` are the weights of those that change in the course of the run, alike on all ranks.
+        """
         processes = engine.processes
         aside, place = self.folder / f".step-{step:08d}", self.folder / f"step-{step:08d}"
         if processes.is_main:
@@ -49,6 +61,8 @@ class Checkpoints:
         processes.barrier()
         engine.save(aside)
         torch.save(buffer.state_dict(), aside / f"buffer-{processes.rank}.pt")
+        if processes.is_main and teachers:
+            torch.save([dict(weights) for weights in teachers], aside / "teachers.pt")
         processes.barrier()
         if run is not None:
             whole = {**state, "step": step, "ranks": processes.count, "positions": run.positions()}
@@ -77,6 +91,13 @@ class Checkpoints:
             reason = str(error).split(". ")[0].splitlines()[0]
             raise UserError(f"the checkpoint {place} cannot be read ({reason}); remove it to continue from an earlier one") from error
         buffer.load_state_dict(state, teacher, reference)
+
+    def teachers(self, place: Path, engine: Engine) -> list[dict[str, Tensor]]:
+        """The weights of teachers that change, of a checkpoint."""
+        file = place / "teachers.pt"
+        if not file.is_file():
+            raise UserError(f"the checkpoint {place} holds no teachers.pt; remove it to continue from an earlier one")
+        return torch.load(file, map_location=engine.processes.device, weights_only=True)
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))

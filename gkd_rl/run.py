@@ -99,6 +99,8 @@ def start_or_resume(run: Run) -> tuple[int, dict[str, Any]]:
         place, state = found
         heads = [None if part is None else part.head for part in (run.parts.teaching.teacher, run.parts.reference)]
         checkpoints.restore(place, run.engine, run.buffer, *heads)
+        if run.parts.teaching.averages:
+            run.parts.teaching.load_state_dict(checkpoints.teachers(place, run.engine))
         run.history.load_state_dict(state["history"])
         run.parts.sampler.sync(state["step"])
         if run.folder is not None:

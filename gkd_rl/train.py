@@ -71,7 +71,8 @@ def _train(config: Config, processes: Processes, folder: RunFolder | None) -> di
             _log(run, figures)
             if (config.checkpoint.every and done % config.checkpoint.every == 0) or done == config.max_steps:
                 with run.times.phase("checkpoint"):
-                    checkpoints.save(done, run.engine, run.buffer, folder, {"history": run.history.state_dict(), "summary": summary})
+                    state = {"history": run.history.state_dict(), "summary": summary}
+                    checkpoints.save(done, run.engine, run.buffer, folder, state, run.parts.teaching.state_dict())
             bar.advance(1, _live(figures))
     return finish(run, summary, started)
 
@@ -96,6 +97,9 @@ def _step(run: Run, step: int) -> dict[str, float]:
             norms.append(run.engine.update(cuts, learner.loss, lr))
     if learner.records is not None:
         _write_rollouts(run, step, learner.records)
+    if run.parts.teaching.averages:
+        with run.engine.gathered():
+            run.parts.teaching.follow(run.parts.student)
     run.parts.sampler.sync(step + 1)
     sums = run.processes.sum({name: learner.sums[name] for name in sorted(learner.sums)})
     sums = {name: value / len(norms) if name.endswith("_loss") else value for name, value in sums.items()}  # each update has its own mean

@@ -26,6 +26,14 @@ class StudentConfig:
 class TeacherConfig:
     """The model whose distribution the divergence pulls towards."""
 
+    kind: Literal["model", "student", "ema"] = "model"
+    """``model``: that of ``path`` or ``url``; ``student``: the student as it is at the start; ``ema``: the moving average of the
+    student's weights. The last two have no ``path``."""
+    decay: float = 0.99
+    """``ema``: share of the average that is kept at each step."""
+    privileged: str | None = None
+    """Template of the prompt that the teacher sees in the place of the student's, with ``{prompt}``, ``{completion}`` (the dataset's) and
+    the names of columns, such as ``{reference}``; null: the student's own."""
     path: str | None = "embedded:arithmetic-teacher"
     """A folder or hub name; ``embedded:NAME`` as for the student; null: no teacher (then α must be 0). With ``url``: where the
     served model's tokenizer is, to compare it with the student's; null: do not compare."""

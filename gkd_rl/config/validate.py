@@ -78,7 +78,8 @@ def teacher_configs(config: Config) -> dict[str, TeacherConfig]:
     """Configuration key → the teacher there: ``teacher``, or each of ``teachers``."""
     if config.teachers:
         return {f"teachers.{name}": teacher for name, teacher in config.teachers.items()}
-    exists = (config.teacher.path, config.teacher.url, config.teacher.cache) != (None, None, None)
+    settings = config.teacher
+    exists = settings.kind != "model" or (settings.path, settings.url, settings.cache) != (None, None, None)
     return {"teacher": config.teacher} if exists else {}
 
 
@@ -128,6 +129,7 @@ def _complaints(config: Config) -> Iterator[str]:
         yield "rollout.stop holds an empty text, which every answer contains; remove it"
     for key, teacher in {"teacher": config.teacher, **teacher_configs(config)}.items():
         yield from _teacher_complaints(key, teacher)
+        yield from _own_complaints(key, teacher, config)
     yield from _several_complaints(config)
     yield from _cache_complaints(config)
     if config.resume not in RESUME:
@@ -156,6 +158,43 @@ def _teacher_complaints(key: str, teacher: TeacherConfig) -> Iterator[str]:
         yield f"{key}.url needs {key}.top_k: a server gives no whole distributions; set it to what the server allows, such as 20"
 
 
+def model_of(teacher: TeacherConfig) -> tuple[str | None, str | None]:
+    """Path and url of the teacher's model; a teacher made of the student has neither."""
+    return (teacher.path, teacher.url) if teacher.kind == "model" else (None, None)
+
+
+def _own_complaints(key: str, teacher: TeacherConfig, config: Config) -> Iterator[str]:
+    """What cannot be of teachers made of the student."""
+    if not 0 <= teacher.decay < 1:
+        yield f"{key}.decay is {teacher.decay}; it must be at least 0 and below 1 (at 1 the average never moves: use kind 'student')"
+    if teacher.privileged is not None and "{prompt}" not in teacher.privileged:
+        yield f"{key}.privileged does not name {{prompt}}, so the teacher would not see the question; put it into the template"
+    if teacher.kind == "model":
+        return
+    if teacher.path not in (None, TeacherConfig().path) or teacher.url is not None:
+        yield f"{key}.kind '{teacher.kind}' is made of the student, but {key}.{'url' if teacher.url else 'path'} is set; set it to null"
+    if teacher.kind == "ema" and config.rollout.max_staleness > 0 and teacher.top_k is None:
+        yield (
+            f"{key}.kind 'ema' changes its head at every step, with which stored hidden states of earlier steps would be read; set "
+            f"rollout.max_staleness=0, or {key}.top_k"
+        )
+    divergence = config.objective.divergence
+    same_temperature = divergence.teacher_temperature in (None, divergence.temperature)
+    if key == "teacher" and teacher.privileged is None and same_temperature and divergence.extrapolation == 1 and not _moves(config):
+        yield (
+            f"{key}.kind '{teacher.kind}' is the student itself and nothing else moves the student, so every gradient is 0; set "
+            f"{key}.privileged, objective.alpha below 1, or objective.cross_entropy_weight"
+        )
+
+
+def _moves(config: Config) -> bool:
+    """Whether another term than the divergence trains the student at some step."""
+    objective = config.objective
+    schedules = (objective.alpha_schedule, objective.reward_schedule)
+    scheduled = any(schedule.kind != "constant" for schedule in schedules)
+    return scheduled or weights_at(objective, 0, config.max_steps).reward != 0 or objective.cross_entropy_weight != 0
+
+
 def _cache_complaints(config: Config) -> Iterator[str]:
     if any(teacher.cache is not None for teacher in config.teachers.values()):
         yield "a cache holds one teacher's scores; use it with teacher, not with teachers"
@@ -168,7 +207,9 @@ def _cache_complaints(config: Config) -> Iterator[str]:
             "teacher.cache serves dataset rows and rollout.on_policy_share=1 leaves none; lower it (0: the cache alone teaches), or set "
             "teacher.cache to null"
         )
-    if config.rollout.on_policy_share > 0 and (config.teacher.path, config.teacher.url) == (None, None):
+    if config.teacher.kind == "ema":
+        yield "teacher.cache keeps what a teacher once said, and teacher.kind 'ema' changes at every step; set teacher.cache to null"
+    if config.rollout.on_policy_share > 0 and (*model_of(config.teacher), config.teacher.kind) == (None, None, "model"):
         yield "teacher.cache serves dataset rows only and some rows are sampled; set teacher.path or url, or rollout.on_policy_share=0"
 
 
@@ -182,7 +223,7 @@ def _several_complaints(config: Config) -> Iterator[str]:
     if config.teacher not in (TeacherConfig(), TeacherConfig(path=None)):
         yield "teacher and teachers are both set; move the first into teachers, under a name"
     for name, teacher in teachers.items():
-        if (teacher.path, teacher.url) == (None, None):
+        if teacher.kind == "model" and (teacher.path, teacher.url) == (None, None):
             yield f"teachers.{name} has neither path nor url; give it one"
     if len({teacher.top_k for teacher in teachers.values()}) > 1:
         yield "teachers give scores of different forms; set top_k alike for all of them (null: whole distributions)"

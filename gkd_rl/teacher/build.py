@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gkd_rl.config.run import Config, TeacherConfig
-from gkd_rl.config.validate import teacher_configs
+from gkd_rl.config.validate import model_of, teacher_configs
 from gkd_rl.engine import Processes
 from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import LanguageModel, load_language_model
@@ -16,6 +17,7 @@ from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import load_tokenizer, require_same_tokenizer, vocabulary_size
 from gkd_rl.teacher.cache import CachedTeacher, open_cache
 from gkd_rl.teacher.local import LocalTeacher, Teacher, TopKTeacher
+from gkd_rl.teacher.own import MovingAverage, PrivilegedTeacher, privileged_prompt
 from gkd_rl.teacher.served import ServedTeacher
 from gkd_rl.teacher.several import MixedTeachers, RoutedTeachers, route_of
 from gkd_rl.types import Example
@@ -31,12 +33,29 @@ class Teaching:
     """scores samples of evaluations"""
     model: LanguageModel | None = None
     """the teacher's own model, where there is one teacher and it is in the process: evaluated itself, once"""
+    averages: tuple[MovingAverage, ...] = ()
+    """teachers that follow the student"""
+
+    def follow(self, student: LanguageModel) -> None:
+        """After a step's updates; the student's parameters have to be whole here."""
+        for average in self.averages:
+            average.follow(student)
+
+    def state_dict(self) -> list[dict[str, Tensor]]:
+        """What changes of teachers in the course of a run."""
+        return [average.state_dict() for average in self.averages]
+
+    def load_state_dict(self, state: list[dict[str, Tensor]]) -> None:
+        """What ``state_dict`` gave."""
+        for average, weights in zip(self.averages, state, strict=True):
+            average.load_state_dict(weights)
 
 
 def check_teaching(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ``UserError`` for a teacher that is not there, has another tokenizer, or does not answer: before any model is loaded."""
     for key, teacher in teacher_configs(config).items():
-        if teacher.path is not None:
+        if model_of(teacher)[0] is not None:
+            assert teacher.path is not None
             source = resolve(teacher.path, f"{key}.path")
             theirs = load_tokenizer(source, f"{key}.path", teacher.trust_remote_code)
             try:
@@ -51,11 +70,14 @@ def check_teaching(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
             ServedTeacher(teacher, vocabulary_size(tokenizer), key).probe([end, end])
 
 
-def check_routes(config: Config, examples: Iterable[Example]) -> None:
-    """Raise ``UserError`` for the first example whose column names no teacher."""
-    if config.teacher_routing.column is not None:
-        for example in examples:
+def check_taught(config: Config, examples: Iterable[Example]) -> None:
+    """Raise ``UserError`` for the first example whose column names no teacher, or that lacks what a teacher is to be shown."""
+    templates = [teacher.privileged for teacher in teacher_configs(config).values() if teacher.privileged is not None]
+    for example in examples:
+        if config.teacher_routing.column is not None:
             route_of(example, config.teacher_routing.column, config.teachers)
+        for template in templates:
+            privileged_prompt(example, template)
 
 
 def build_teaching(config: Config, processes: Processes, tokenizer: PreTrainedTokenizerBase) -> Teaching:
@@ -64,21 +86,23 @@ def build_teaching(config: Config, processes: Processes, tokenizer: PreTrainedTo
     if not config.teachers:
         return built.get("teacher", Teaching())
     each = {name: one.teacher for name, one in zip(config.teachers, built.values(), strict=True) if one.teacher is not None}
+    averages = tuple(average for one in built.values() for average in one.averages)
     column = config.teacher_routing.column
     teacher = MixedTeachers(each, config.teacher_routing.weights) if column is None else RoutedTeachers(each, column)
-    return Teaching(teacher, teacher)
+    return Teaching(teacher, teacher, averages=averages)
 
 
 def teacher_name(teacher: TeacherConfig) -> str:
     """By what a cache knows the teacher."""
-    return str(teacher.served_model or teacher.path)
+    name = str(teacher.served_model or teacher.path) if teacher.kind == "model" else "the initial student"
+    return name if teacher.privileged is None else f"{name} shown {teacher.privileged!r}"
 
 
 def _one(config: Config, key: str, settings: TeacherConfig, processes: Processes, tokenizer: PreTrainedTokenizerBase) -> Teaching:
     if settings.cache is None:
         return _live(config, key, settings, processes, tokenizer)
     assert settings.top_k is not None, "validate asks for it"
-    named = (settings.path, settings.url) != (None, None)
+    named = (*model_of(settings), settings.kind) != (None, None, "model")
     cache = open_cache(settings.cache, settings.top_k, teacher_name(settings) if named else None)
     if config.rollout.on_policy_share == 0:  # nothing is left to a live teacher
         return Teaching(CachedTeacher(cache, settings.top_k, None))
@@ -88,12 +112,28 @@ def _one(config: Config, key: str, settings: TeacherConfig, processes: Processes
 
 def _live(config: Config, key: str, settings: TeacherConfig, processes: Processes, tokenizer: PreTrainedTokenizerBase) -> Teaching:
     if settings.url is not None:
-        served = ServedTeacher(settings, vocabulary_size(tokenizer), key)
+        served = _shown(settings, ServedTeacher(settings, vocabulary_size(tokenizer), key), tokenizer, None)
         return Teaching(served, served)
-    model = load_frozen(settings, f"{key}.path", processes)
+    model = _model(config, key, settings, processes)
     whole = LocalTeacher(model, 4 * config.engine.micro_batch_tokens)
-    teacher = whole if settings.top_k is None else TopKTeacher(whole, settings.top_k)
-    return Teaching(teacher, teacher, model)
+    window = getattr(model.module.config, "max_position_embeddings", None)
+    teacher = _shown(settings, whole if settings.top_k is None else TopKTeacher(whole, settings.top_k), tokenizer, window)
+    averages = (MovingAverage(model, settings.decay),) if settings.kind == "ema" else ()
+    return Teaching(teacher, teacher, model if settings.kind == "model" else None, averages)
+
+
+def _model(config: Config, key: str, settings: TeacherConfig, processes: Processes) -> LanguageModel:
+    if settings.kind == "model":
+        return load_frozen(settings, f"{key}.path", processes)
+    student = config.student
+    # Averages move by small shares, which bfloat16 would round away.
+    dtype = "float32" if settings.kind == "ema" else student.dtype
+    copy = TeacherConfig(path=student.path, dtype=dtype, trust_remote_code=student.trust_remote_code)
+    return load_frozen(copy, "student.path", processes)
+
+
+def _shown(settings: TeacherConfig, teacher: Teacher, tokenizer: PreTrainedTokenizerBase, window: int | None) -> Teacher:
+    return teacher if settings.privileged is None else PrivilegedTeacher(teacher, settings.privileged, tokenizer, window)
 
 
 def load_frozen(config: TeacherConfig, where: str, processes: Processes) -> LanguageModel:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from teacher_server import TeacherServer, serving
-from workbench import Models, Outcome, check_folder
+from workbench import Models, Outcome, check_folder, rows_of
 
 from gkd_rl.models.language_model import load_language_model
 
@@ -214,4 +214,53 @@ def test_a_cache_of_other_scores_is_not_continued(cli, small: Path, models: Mode
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_a_cache_cannot_do_is_refused(refused_run, overrides: list[str], said: str) -> None:
+    assert said in refused_run(*overrides)
+
+
+# teachers made of the student
+
+MOVED = (
+    *("teacher.path=null", "rollout.on_policy_share=0.5", "rollout.max_new_tokens=200", "task.max_prompt_tokens=800"),
+    *("rollout.per_prompt=1", "objective.advantage.kind=batch", "objective.cross_entropy_weight=0.5", "optimizer.lr=3e-3"),
+)
+"""The student learns the dataset's completions, so that its average is another model."""
+
+
+def test_an_average_of_the_student_follows_it_and_is_resumed_to_the_last_digit(cli, small: Path, tmp_path: Path) -> None:
+    settings = (*MOVED, "teacher.kind=ema", "teacher.decay=0.7", "checkpoint.every=2", "evaluation.teacher=true")
+    assert cli("train", small, f"run_dir={tmp_path / 'whole'}", "max_steps=4", *settings).status == 0
+    assert cli("train", small, f"run_dir={tmp_path / 'cut'}", "max_steps=2", *settings).status == 0
+    outcome = cli("train", small, f"run_dir={tmp_path / 'cut'}", "max_steps=4", "resume=auto", *settings)
+    assert outcome.status == 0 and "resumed from" in outcome.out, outcome
+    whole, cut = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut"))
+    assert whole == cut
+    steps = rows_of(tmp_path / "whole" / "metrics.jsonl")
+    assert steps[0]["divergence"] < 1e-6 < 1e-4 < steps[2]["divergence"], "at first the average is the student"
+    frozen = (*MOVED, "teacher.kind=student", "max_steps=4")
+    assert cli("train", small, f"run_dir={tmp_path / 'frozen'}", *frozen).status == 0
+    assert rows_of(tmp_path / "frozen" / "metrics.jsonl")[3]["divergence"] > 2 * steps[3]["divergence"], "an average comes after"
+
+
+def test_a_student_teaches_itself_what_it_is_shown(train, models: Models) -> None:
+    shown = ("teacher.kind=student", "teacher.path=null", "objective.alpha=1", "teacher.privileged=The answer is {reference}. {prompt}")
+    metrics, _, summary = train("shown", *shown)
+    assert metrics[0]["divergence"] > 1e-3 and metrics[0]["grad_norm"] > 0
+    assert summary["accuracy_teacher"] is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["teacher.kind=ema", "teacher.path=null", "objective.alpha=1"], "the student itself and nothing else moves the student"),
+        (["teacher.kind=student", "teacher.path=null", "objective.alpha=1"], "the student itself and nothing else moves the student"),
+        (["teacher.kind=ema", "teacher.decay=1"], "teacher.decay is 1.0"),
+        (["teacher.kind=ema", "teacher.path=a"], "made of the student, but teacher.path is set"),
+        (["teacher.kind=ema", "teacher.path=null", "rollout.max_staleness=1"], "set rollout.max_staleness=0, or teacher.top_k"),
+        (["teacher.privileged=The answer is {reference}."], "does not name {prompt}"),
+        (['teacher.privileged="{prompt} {solution}"'], "names {solution}, which example 0 does not have; it has "),
+        (["teacher.kind=ema", "teacher.path=null", "teacher.cache=a", "teacher.top_k=8", *CACHED, "objective.alpha=0.5"], "at every step"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_teachers_made_of_the_student_cannot_do_is_refused(refused_run, overrides: list[str], said: str) -> None:
     assert said in refused_run(*overrides)
