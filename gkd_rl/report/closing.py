@@ -33,7 +33,7 @@ _ROWS = (
     ("greedy accuracy", "accuracy"),
     ("  95% interval", "interval"),
     ("mean reward of samples", "reward"),
-    ("divergence to teacher, per token", "divergence"),
+    ("divergence to teacher", "divergence"),
     ("  KL(student‖teacher)", "reverse_kl"),
     ("tokens per answer", "length"),
     ("parameters", "parameters"),
