@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from gkd_rl.config.run import Config
 from gkd_rl.config.validate import validate
+from gkd_rl.console import PhaseTimes
 from gkd_rl.engine import Engine, Processes
 from gkd_rl.errors import UserError
 from gkd_rl.evaluation.evaluate import Evaluator
@@ -71,12 +72,12 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     )
 
 
-def build_engine(config: Config, processes: Processes, model: LanguageModel) -> Engine:
+def build_engine(config: Config, processes: Processes, model: LanguageModel, times: PhaseTimes) -> Engine:
     """DeepSpeed over ``model``, which is trained from here on."""
     head = model.module.get_output_embeddings()
     assert head is not None
     model.module.eval()  # dropout would make the policy that is trained another one than the policy that samples
-    return Engine(model.module, head, processes, config.engine, config.optimizer)
+    return Engine(model.module, head, processes, config.engine, config.optimizer, times)
 
 
 def try_rewards(rewards: WeightedSum, examples: list[Example]) -> None:

@@ -13,7 +13,7 @@ from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.rows import join
 from gkd_rl.rollout.sampler import dataset_rollouts
 from gkd_rl.run import Run
-from gkd_rl.run_log import rollout_health
+from gkd_rl.run_log import rollout_health, step_flops
 from gkd_rl.scoring import global_advantages, score_rollouts
 from gkd_rl.tasks.base import stream_example
 from gkd_rl.types import Example, Experience, Rollouts
@@ -33,7 +33,10 @@ def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
     gates = row_gates(rewards, rollouts.group, config.objective.gate)
     experience = Experience(rollouts, rewards, components, advantages, teacher, reference, gates)
     figures = rollout_health(experience, run.processes)
-    return experience, figures
+    scorers = (parts.teacher if teacher is not None else None, parts.reference)
+    sizes = [0 if scorer is None else scorer.model.parameters for scorer in scorers]
+    flops = step_flops(rollouts, parts.student.parameters, *sizes, config.rollout.passes, config.rollout.per_prompt, run.processes)
+    return experience, figures | flops
 
 
 def _examples(run: Run, step: int) -> list[Example]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
@@ -73,15 +73,24 @@ class Bar:
 
 
 class PhaseTimes:
-    """Seconds spent in each phase of the run."""
+    """Seconds spent in each phase of the run; a phase within another counts for itself only."""
 
-    def __init__(self) -> None:
+    def __init__(self, synchronize: Callable[[], None] = lambda: None) -> None:
         self.seconds: dict[str, float] = {}
+        self.synchronize = synchronize
+        """Waits until a device that works by itself has done what it was given."""
+        self._within: list[float] = []
+        """Per phase that is open: seconds of the phases within it."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
+        self._within.append(0.0)
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            self.synchronize()
+            spent = time.perf_counter() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent - self._within.pop()
+            if self._within:
+                self._within[-1] += spent

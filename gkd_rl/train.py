@@ -85,7 +85,7 @@ def _step(run: Run, step: int) -> dict[str, float]:
     lr = learning_rate(config.optimizer, step, config.max_steps)
     record = run.config.log_rollouts_every and step % run.config.log_rollouts_every == 0
     learner.sums, learner.records, norms = {}, [] if record else None, []
-    with run.times.phase("update"):
+    with run.times.phase("batching"):  # and what is not the student's or the optimiser's of an update
         groups = sorted({group for part in run.processes.gather(run.buffer.groups()) for group in part})
         for number, part in enumerate(run.buffer.updates(config.rollout.passes, config.rollout.updates_per_pass, step, groups)):
             if number == config.rollout.updates_per_pass:
@@ -96,7 +96,8 @@ def _step(run: Run, step: int) -> dict[str, float]:
             norms.append(run.engine.update(cuts, learner.loss, lr))
     if learner.records is not None:
         _write_rollouts(run, step, learner.records)
-    run.parts.sampler.sync(step + 1)
+    with run.times.phase("sync"):
+        run.parts.sampler.sync(step + 1)
     sums = run.processes.sum({name: learner.sums[name] for name in sorted(learner.sums)})
     sums = {name: value / len(norms) if name.endswith("_loss") else value for name, value in sums.items()}  # each update has its own mean
     return {
