@@ -33,9 +33,9 @@ def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
     gates = row_gates(rewards, rollouts.group, config.objective.gate)
     experience = Experience(rollouts, rewards, components, advantages, teacher, reference, gates)
     figures = rollout_health(experience, run.processes)
-    scorers = (parts.teacher if teacher is not None else None, parts.reference)
-    sizes = [0 if scorer is None else scorer.model.parameters for scorer in scorers]
-    flops = step_flops(rollouts, parts.student.parameters, *sizes, config.rollout.passes, config.rollout.per_prompt, run.processes)
+    scorers = [scorer for scorer, scores in ((parts.teacher, teacher), (parts.reference, reference)) if scorer is not None and scores]
+    scoring = sum(scorer.model.parameters for scorer in scorers)
+    flops = step_flops(rollouts, parts.student.parameters, scoring, config.rollout.passes, config.rollout.per_prompt, run.processes)
     return experience, figures | flops
 
 

@@ -44,13 +44,11 @@ def rollout_health(experience: Experience, processes: Processes) -> dict[str, fl
     return figures if sums["rows"] else {}
 
 
-def step_flops(
-    rollouts: Rollouts, student: int, teacher: int, reference: int, passes: int, per_prompt: int, processes: Processes
-) -> dict[str, float]:
+def step_flops(rollouts: Rollouts, student: int, scoring: int, passes: int, per_prompt: int, processes: Processes) -> dict[str, float]:
     """Floating-point operations of a step over all ranks, 2 for each parameter and token forward and 4 backward; attention is left out.
 
-    ``student``, ``teacher`` and ``reference`` are numbers of parameters, 0 for models that score nothing. Generation reads a
-    prompt once for its whole group.
+    ``student`` and ``scoring`` are numbers of parameters, those of teacher and reference together. Generation reads a prompt once for its
+    whole group.
     """
     prompts, completions = rollouts.prompt_mask.sum(1), rollouts.completion_mask.sum(1)
     sampled = float((prompts / per_prompt + completions)[rollouts.on_policy].sum())
@@ -58,7 +56,7 @@ def step_flops(
     return processes.sum(
         {
             "flops_generation": 2.0 * student * sampled,
-            "flops_teacher": 2.0 * (teacher + reference) * tokens,
+            "flops_teacher": 2.0 * scoring * tokens,
             "flops_student": 6.0 * student * tokens * passes,
         }
     )
