@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class Run:
     """None on all but the main process"""
     terminal: Terminal
     times: PhaseTimes
+    load: dict[str, float] = field(default_factory=dict)
+    """Of the last step on this rank: share of padding in its micro-batches, and MiB of the buffer."""
 
 
 def open_folder(config: Config, processes: Processes) -> RunFolder | None:
@@ -84,7 +86,12 @@ def assemble(config: Config, processes: Processes, parts: Parts, folder: RunFold
         parts=parts,
         engine=build_engine(config, processes, parts.student, times),
         learner=Learner(parts.student, config.objective),
-        buffer=SamplingBuffer(config.rollout.max_staleness, int(parts.student.tokenizer.pad_token_id)),  # pyright: ignore[reportArgumentType]
+        buffer=SamplingBuffer(
+            config.rollout.max_staleness,
+            int(parts.student.tokenizer.pad_token_id),  # pyright: ignore[reportArgumentType]
+            device=torch.device("cpu") if config.rollout.buffer_device == "cpu" else None,
+            most_bytes=config.rollout.buffer_gib * 2**30,
+        ),
         history=ScoreHistory(),
         folder=folder,
         terminal=terminal,

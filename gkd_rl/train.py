@@ -23,7 +23,7 @@ from gkd_rl.errors import UserError
 from gkd_rl.learner import local_counts
 from gkd_rl.objective.schedule import weights_at
 from gkd_rl.objective.telemetry import summarise
-from gkd_rl.rollout.rows import micro_batches
+from gkd_rl.rollout.rows import micro_batches, padding_share
 from gkd_rl.run import Run, assemble, evaluate_during, finish, finished, open_folder, parts_of, start_or_resume
 from gkd_rl.run_folder import RunFolder, environment
 from gkd_rl.run_log import rollout_rows
@@ -84,7 +84,7 @@ def _step(run: Run, step: int) -> dict[str, float]:
     learner.weights = weights_at(config.objective, step, config.max_steps, run.history)
     lr = learning_rate(config.optimizer, step, config.max_steps)
     record = run.config.log_rollouts_every and step % run.config.log_rollouts_every == 0
-    learner.sums, learner.records, norms = {}, [] if record else None, []
+    learner.sums, learner.records, norms, paddings = {}, [] if record else None, [], []
     with run.times.phase("batching"):  # and what is not the student's or the optimiser's of an update
         groups = sorted({group for part in run.processes.gather(run.buffer.groups()) for group in part})
         for number, part in enumerate(run.buffer.updates(config.rollout.passes, config.rollout.updates_per_pass, step, groups)):
@@ -92,12 +92,14 @@ def _step(run: Run, step: int) -> dict[str, float]:
                 learner.records, kept = None, learner.records
                 _write_rollouts(run, step, kept)
             cuts = micro_batches(part, config.engine.micro_batch_tokens) if len(part.rewards) else []
+            paddings.append(padding_share(cuts))
             learner.counts = GlobalCounts(**run.processes.sum(local_counts(cuts, config.objective)))
             norms.append(run.engine.update(cuts, learner.loss, lr))
     if learner.records is not None:
         _write_rollouts(run, step, learner.records)
     with run.times.phase("sync"):
         run.parts.sampler.sync(step + 1)
+    run.load = {"padding_share": sum(paddings) / len(paddings), "buffer_mib": run.buffer.bytes / 2**20}
     sums = run.processes.sum({name: learner.sums[name] for name in sorted(learner.sums)})
     sums = {name: value / len(norms) if name.endswith("_loss") else value for name, value in sums.items()}  # each update has its own mean
     return {
@@ -134,7 +136,7 @@ def _log(run: Run, figures: dict[str, float]) -> None:
     if run.folder is not None:
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         run.folder.append("metrics.jsonl", [finite])
-        run.folder.append("timings.jsonl", [{"step": figures["step"], **run.times.seconds}])
+        run.folder.append("timings.jsonl", [{"step": figures["step"], **run.times.seconds, **run.load}])
 
 
 def _live(figures: dict[str, float]) -> dict[str, float]:

@@ -37,6 +37,7 @@ from gkd_rl.types import Example
 
 GROUP = 4
 WARM_UP = 2
+PHASES = ("sample", "reward", "teacher", "batching", "student", "optimiser", "sync")
 CONTENDERS = ("ours, α=1", "ours, α=0", "ours, α=½", "TRL distillation", "TRL GRPO")
 
 
@@ -117,7 +118,7 @@ def ours(folder: Path, alpha: float, arguments: argparse.Namespace) -> list[floa
     path.write_text(json.dumps(settings, default=str))
     train(load_config(path))
     lines = [json.loads(line) for line in (run_dir / "timings.jsonl").read_text().splitlines()]
-    totals = [sum(value for name, value in line.items() if name not in ("step", "evaluate", "checkpoint")) for line in lines]
+    totals = [sum(value for name, value in line.items() if name in PHASES) for line in lines]
     return [after - before for before, after in pairwise(totals)]
 
 

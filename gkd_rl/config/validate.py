@@ -30,6 +30,7 @@ _AT_LEAST = {
     "rollout.min_new_tokens": 0,
     "rollout.max_resamples": 0,
     "rollout.completions_temperature": 0,
+    "rollout.buffer_gib": 0,
     "optimizer.warmup_steps": 0,
     "optimizer.weight_decay": 0,
     "optimizer.max_grad_norm": 0,
