@@ -14,6 +14,7 @@ from gkd_rl.evaluation.evaluate import Evaluator
 from gkd_rl.models.language_model import LanguageModel, load_language_model
 from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_tokens, require_same_tokenizer
+from gkd_rl.rollout.ahead import CopySampler
 from gkd_rl.rollout.completions import TeacherCompletions
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.sampler import InProcessSampler
@@ -32,6 +33,8 @@ class Parts:
     rewards: WeightedSum
     student: LanguageModel
     sampler: InProcessSampler
+    evaluation_sampler: InProcessSampler
+    """always of the student as it is"""
     teacher: LocalTeacher | None
     reference: LocalTeacher | None
     evaluator: Evaluator
@@ -70,7 +73,8 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
         task=task,
         rewards=rewards,
         student=student,
-        sampler=InProcessSampler(student, config.rollout.sampling_rows),
+        sampler=(CopySampler if config.rollout.overlap else InProcessSampler)(student, config.rollout.sampling_rows),
+        evaluation_sampler=InProcessSampler(student, config.rollout.sampling_rows),
         teacher=teacher,
         reference=_reference(config, processes, path, where),
         evaluator=Evaluator(rewards, config.objective, processes, config.engine.micro_batch_tokens, config.rollout.max_new_tokens),

@@ -19,6 +19,7 @@ from gkd_rl.errors import UserError
 from gkd_rl.evaluation.evaluate import Evaluation
 from gkd_rl.learner import Learner
 from gkd_rl.objective.schedule import ScoreHistory
+from gkd_rl.rollout.ahead import Ahead
 from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.rollout.sampler import InProcessSampler
 from gkd_rl.run_folder import RunFolder
@@ -39,6 +40,8 @@ class Run:
     """None on all but the main process"""
     terminal: Terminal
     times: PhaseTimes
+    ahead: Ahead | None = None
+    """Samples the next step's answers meanwhile, where that is asked for."""
     load: dict[str, float] = field(default_factory=dict)
     """Of the last step on this rank: share of padding in its micro-batches, and MiB of the buffer."""
 
@@ -106,7 +109,7 @@ def start_or_resume(run: Run) -> tuple[int, dict[str, Any]]:
     if found is not None:
         place, state = found
         heads = [None if part is None else part.head for part in (run.parts.teacher, run.parts.reference)]
-        checkpoints.restore(place, run.engine, run.buffer, *heads)
+        checkpoints.restore(place, run.engine, run.buffer, run.ahead, *heads)
         run.history.load_state_dict(state["history"])
         run.parts.sampler.sync(state["step"])
         if run.folder is not None:
@@ -126,7 +129,7 @@ def evaluate_before(run: Run) -> dict[str, Any]:
             summary["teacher"] = _row(parts.evaluator(parts.teacher.model, sampler, parts.held_out))
             summary["teacher"]["parameters"] = parts.teacher.model.parameters
         bar.advance()
-        summary["before"] = _row(parts.evaluator(parts.student, parts.sampler, parts.held_out, parts.teacher))
+        summary["before"] = _row(parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teacher))
         bar.advance()
     run.history.observe(summary["before"]["accuracy"])
     return summary
@@ -135,7 +138,7 @@ def evaluate_before(run: Run) -> dict[str, Any]:
 def evaluate_during(run: Run) -> dict[str, float]:
     with run.times.phase("evaluate"), run.engine.gathered():
         examples = run.parts.held_out[: run.config.evaluation.during_examples]
-        result = run.parts.evaluator(run.parts.student, run.parts.sampler, examples, run.parts.teacher)
+        result = run.parts.evaluator(run.parts.student, run.parts.evaluation_sampler, examples, run.parts.teacher)
     run.history.observe(result.accuracy)
     figures = {name: getattr(result, name) for name in ("accuracy", "reward", "divergence", "reverse_kl", "length")}
     return {f"eval_{name}": value for name, value in figures.items() if value is not None}
@@ -145,7 +148,7 @@ def finish(run: Run, summary: dict[str, Any], started: float) -> dict[str, Any]:
     """Final evaluation, model, summary, picture."""
     config, parts = run.config, run.parts
     with run.times.phase("evaluate"), run.engine.gathered():
-        after = parts.evaluator(parts.student, parts.sampler, parts.held_out, parts.teacher)
+        after = parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teacher)
         if run.folder is not None:
             parts.student.module.save_pretrained(run.folder.path / "model")
             parts.student.tokenizer.save_pretrained(run.folder.path / "model")

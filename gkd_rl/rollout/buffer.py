@@ -98,11 +98,22 @@ def _tensors(experience: Experience) -> Iterator[Tensor]:
         yield from (experience.gates.reward, experience.gates.divergence)
 
 
+def pack_rollouts(rollouts: Rollouts) -> dict[str, Any]:
+    """Rollouts as tensors and plain values."""
+    packed = {item.name: getattr(rollouts, item.name) for item in fields(rollouts)}
+    packed["examples"] = [asdict(example) for example in rollouts.examples]
+    return packed
+
+
+def unpack_rollouts(packed: dict[str, Any]) -> Rollouts:
+    """What ``pack_rollouts`` was given."""
+    examples = tuple(Example(**example) for example in packed["examples"])
+    return Rollouts(**{**packed, "examples": examples, "texts": tuple(packed["texts"])})
+
+
 def _pack(experience: Experience) -> dict[str, Any]:
-    rollouts = {item.name: getattr(experience.rollouts, item.name) for item in fields(experience.rollouts)}
-    rollouts["examples"] = [asdict(example) for example in experience.rollouts.examples]
     return {
-        "rollouts": rollouts,
+        "rollouts": pack_rollouts(experience.rollouts),
         "rewards": experience.rewards,
         "components": dict(experience.components),
         "advantages": experience.advantages,
@@ -113,11 +124,8 @@ def _pack(experience: Experience) -> dict[str, Any]:
 
 
 def _unpack(packed: dict[str, Any], teacher_head: Head | None, reference_head: Head | None) -> Experience:
-    rollouts = dict(packed["rollouts"])
-    rollouts["examples"] = tuple(Example(**example) for example in rollouts["examples"])
-    rollouts["texts"] = tuple(rollouts["texts"])
     return Experience(
-        rollouts=Rollouts(**rollouts),
+        rollouts=unpack_rollouts(packed["rollouts"]),
         rewards=packed["rewards"],
         components=packed["components"],
         advantages=packed["advantages"],
