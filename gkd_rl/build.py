@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from gkd_rl.config.run import Config
 from gkd_rl.config.validate import validate
+from gkd_rl.console import PhaseTimes
 from gkd_rl.engine import Engine, Processes
 from gkd_rl.errors import UserError
 from gkd_rl.evaluation.evaluate import Evaluator
 from gkd_rl.models.language_model import LanguageModel, load_language_model
 from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_tokens
+from gkd_rl.rollout.ahead import CopySampler
+from gkd_rl.rollout.completions import TeacherCompletions
+from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.sampler import InProcessSampler
 from gkd_rl.scoring import make_rewards, score_texts
 from gkd_rl.tasks.base import Task, make_task
@@ -29,10 +34,14 @@ class Parts:
     rewards: WeightedSum
     student: LanguageModel
     sampler: InProcessSampler
+    evaluation_sampler: InProcessSampler
+    """always of the student as it is"""
     teaching: Teaching
     reference: LocalTeacher | None
     evaluator: Evaluator
     held_out: list[Example]
+    completions: TeacherCompletions | None = None
+    """the teacher's completions of prompts, where off-policy rows carry them"""
 
 
 def build_parts(config: Config, processes: Processes, student_path: str | None = None, where: str = "student.path") -> Parts:
@@ -53,30 +62,33 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
         training = [task.train_example(i) for i in range(min(task.train_size, config.task.train_examples or task.train_size))]
         check_prompts(config, tokenizer, training, "training")
         check_taught(config, training)
-        if config.rollout.on_policy_share < 1:
+        if config.rollout.on_policy_share < 1 and config.rollout.completions == "dataset":
             for example in training:
                 completion_tokens(tokenizer, example, config.rollout.max_new_tokens)
     check_teaching(config, tokenizer)
     student = _load(path, where, config.student.dtype, config.student.trust_remote_code, processes)
     _check_context(config, student)
+    teaching = build_teaching(config, processes, tokenizer)
     return Parts(
         task=task,
         rewards=rewards,
         student=student,
-        sampler=InProcessSampler(student, config.rollout.sampling_rows),
-        teaching=build_teaching(config, processes, tokenizer),
+        sampler=(CopySampler if config.rollout.overlap else InProcessSampler)(student, config.rollout.sampling_rows),
+        evaluation_sampler=InProcessSampler(student, config.rollout.sampling_rows),
+        teaching=teaching,
         reference=_reference(config, processes, path, where),
         evaluator=Evaluator(rewards, config.objective, processes, config.engine.micro_batch_tokens, config.rollout.max_new_tokens),
         held_out=held_out,
+        completions=_completions(config, processes, student, teaching.model),
     )
 
 
-def build_engine(config: Config, processes: Processes, model: LanguageModel) -> Engine:
+def build_engine(config: Config, processes: Processes, model: LanguageModel, times: PhaseTimes) -> Engine:
     """DeepSpeed over ``model``, which is trained from here on."""
     head = model.module.get_output_embeddings()
     assert head is not None
     model.module.eval()  # dropout would make the policy that is trained another one than the policy that samples
-    return Engine(model.module, head, processes, config.engine, config.optimizer)
+    return Engine(model.module, head, processes, config.engine, config.optimizer, times)
 
 
 def try_rewards(rewards: WeightedSum, examples: list[Example]) -> None:
@@ -112,6 +124,23 @@ def _load(path: str, where: str, dtype: str, trust: bool, processes: Processes) 
     model = load_language_model(path, where, dtype, trust)
     model.module.to(processes.device)  # pyright: ignore[reportArgumentType]
     return model
+
+
+def _completions(config: Config, processes: Processes, student: LanguageModel, teacher: LanguageModel | None) -> TeacherCompletions | None:
+    rollout = config.rollout
+    if rollout.completions == "dataset" or rollout.on_policy_share >= 1:
+        return None
+    assert teacher is not None, "validate asks for a teacher in the process"
+    params = SamplingParams(rollout.max_new_tokens, temperature=rollout.completions_temperature)
+    settings = {
+        "teacher.path": config.teacher.path,
+        "rollout.max_new_tokens": rollout.max_new_tokens,
+        "rollout.completions_temperature": rollout.completions_temperature,
+        "seed": config.seed,
+    }
+    folder = Path(rollout.completions_dir or Path(config.run_dir) / "completions")
+    sampler = InProcessSampler(teacher, rollout.sampling_rows)
+    return TeacherCompletions(student, sampler, params, config.seed, folder, settings, processes.rank)
 
 
 def _reference(config: Config, processes: Processes, path: str, where: str) -> LocalTeacher | None:

@@ -20,6 +20,7 @@ from gkd_rl.config.load import differences, load_config, value_at
 from gkd_rl.config.run import Config
 from gkd_rl.engine import Engine, Processes
 from gkd_rl.errors import UserError
+from gkd_rl.rollout.ahead import Ahead
 from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.run_folder import RunFolder, remove_tree, write_atomically
 from gkd_rl.types import Heads
@@ -45,6 +46,7 @@ class Checkpoints:
         step: int,
         engine: Engine,
         buffer: SamplingBuffer,
+        ahead: Ahead | None,
         run: RunFolder | None,
         state: Mapping[str, Any],
         teachers: Sequence[Mapping[str, Tensor]] = (),
@@ -61,6 +63,8 @@ class Checkpoints:
         processes.barrier()
         engine.save(aside)
         torch.save(buffer.state_dict(), aside / f"buffer-{processes.rank}.pt")
+        if ahead is not None:
+            torch.save(ahead.state_dict(), aside / f"ahead-{processes.rank}.pt")
         if processes.is_main and teachers:
             torch.save([dict(weights) for weights in teachers], aside / "teachers.pt")
         processes.barrier()
@@ -81,16 +85,21 @@ class Checkpoints:
                 return place, json.loads((place / "state.json").read_text())
         return None
 
-    def restore(self, place: Path, engine: Engine, buffer: SamplingBuffer, teacher: Heads | None, reference: Heads | None) -> None:
-        """Load weights, optimiser and this rank's buffer. Buffers hold tensors and plain values only."""
-        stored = place / f"buffer-{engine.processes.rank}.pt"
+    def restore(
+        self, place: Path, engine: Engine, buffer: SamplingBuffer, ahead: Ahead | None, teacher: Heads | None, reference: Heads | None
+    ) -> None:
+        """Load weights, optimiser and this rank's buffer and sampling ahead. Both hold tensors and plain values only."""
+        rank, device = engine.processes.rank, engine.processes.device
         try:
             engine.load(place)
-            state = torch.load(stored, map_location=engine.processes.device, weights_only=True)
+            state = torch.load(place / f"buffer-{rank}.pt", map_location=device, weights_only=True)
+            begun = {} if ahead is None else torch.load(place / f"ahead-{rank}.pt", map_location=device, weights_only=True)
         except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
             reason = str(error).split(". ")[0].splitlines()[0]
             raise UserError(f"the checkpoint {place} cannot be read ({reason}); remove it to continue from an earlier one") from error
         buffer.load_state_dict(state, teacher, reference)
+        if ahead is not None:
+            ahead.load_state_dict(begun)
 
     def teachers(self, place: Path, engine: Engine) -> list[dict[str, Tensor]]:
         """The weights of teachers that change, of a checkpoint."""

@@ -11,6 +11,9 @@ from gkd_rl.errors import UserError
 from gkd_rl.objective.schedule import weights_at
 from gkd_rl.objective.validate import validate_objective
 
+MOST_RESAMPLES = 14
+"""Rounds that a stream of 2³² examples has room for."""
+
 RESUME = ("never", "auto", "new")
 
 _AT_LEAST = {
@@ -25,6 +28,9 @@ _AT_LEAST = {
     "rollout.sampling_rows": 1,
     "rollout.top_k": 0,
     "rollout.min_new_tokens": 0,
+    "rollout.max_resamples": 0,
+    "rollout.completions_temperature": 0,
+    "rollout.buffer_gib": 0,
     "optimizer.warmup_steps": 0,
     "optimizer.weight_decay": 0,
     "optimizer.max_grad_norm": 0,
@@ -60,7 +66,7 @@ def validate(config: Config) -> None:
         has_reward=config.rewards is None or bool(config.rewards),
         has_teacher=has_teacher(config),
         has_reference=True,
-        passes=rollout.passes * rollout.updates_per_pass * (1 + rollout.max_staleness),
+        passes=rollout.passes * rollout.updates_per_pass * (1 + rollout.max_staleness + rollout.overlap),
         sampler_is_exact=samples_exactly(rollout),
         has_old_logprobs=True,
         on_policy_share=rollout.on_policy_share,
@@ -125,6 +131,19 @@ def _complaints(config: Config) -> Iterator[str]:
             f"rollout.min_new_tokens is {config.rollout.min_new_tokens}, above rollout.max_new_tokens="
             f"{config.rollout.max_new_tokens}; lower it"
         )
+    if config.rollout.max_resamples and config.rollout.per_prompt < 2:
+        yield "rollout.max_resamples replaces groups that are judged alike, and rollout.per_prompt is 1; set it to 0, or sample groups"
+    if config.rollout.max_resamples > MOST_RESAMPLES:
+        yield f"rollout.max_resamples is {config.rollout.max_resamples}; it must be at most {MOST_RESAMPLES}"
+    if config.rollout.completions == "teacher":
+        if model_of(config.teacher)[0] is None or config.teacher.url is not None or config.teachers:
+            yield "rollout.completions is 'teacher' but no teacher in the process is configured; set teacher.path, or completions=dataset"
+        if config.teacher.cache is not None:
+            yield "teacher.cache holds scores of the dataset's completions and rollout.completions is 'teacher'; set it to dataset"
+    if config.rollout.completions == "teacher" and config.rollout.on_policy_share >= 1:
+        yield "rollout.completions is 'teacher' but every row is sampled from the student; lower rollout.on_policy_share (λ)"
+    if config.rollout.overlap and config.engine.zero_stage == 3:
+        yield "rollout.overlap keeps a whole copy of the student, which engine.zero_stage=3 shards; set overlap to false, or stage 2"
     if "" in config.rollout.stop:
         yield "rollout.stop holds an empty text, which every answer contains; remove it"
     for key, teacher in {"teacher": config.teacher, **teacher_configs(config)}.items():

@@ -35,6 +35,8 @@ class Teaching:
     """the teacher's own model, where there is one teacher and it is in the process: evaluated itself, once"""
     averages: tuple[MovingAverage, ...] = ()
     """teachers that follow the student"""
+    parameters: int = 0
+    """of the models in the process that a row goes through; of routed teachers the mean"""
 
     def follow(self, student: LanguageModel) -> None:
         """After a step's updates; the student's parameters have to be whole here."""
@@ -89,7 +91,8 @@ def build_teaching(config: Config, processes: Processes, tokenizer: PreTrainedTo
     averages = tuple(average for one in built.values() for average in one.averages)
     column = config.teacher_routing.column
     teacher = MixedTeachers(each, config.teacher_routing.weights) if column is None else RoutedTeachers(each, column)
-    return Teaching(teacher, teacher, averages=averages)
+    parameters = sum(one.parameters for one in built.values())
+    return Teaching(teacher, teacher, averages=averages, parameters=parameters if column is None else parameters // len(built))
 
 
 def teacher_name(teacher: TeacherConfig) -> str:
@@ -119,7 +122,7 @@ def _live(config: Config, key: str, settings: TeacherConfig, processes: Processe
     window = getattr(model.module.config, "max_position_embeddings", None)
     teacher = _shown(settings, whole if settings.top_k is None else TopKTeacher(whole, settings.top_k), tokenizer, window)
     averages = (MovingAverage(model, settings.decay),) if settings.kind == "ema" else ()
-    return Teaching(teacher, teacher, model if settings.kind == "model" else None, averages)
+    return Teaching(teacher, teacher, model if settings.kind == "model" else None, averages, model.parameters)
 
 
 def _model(config: Config, key: str, settings: TeacherConfig, processes: Processes) -> LanguageModel:

@@ -264,3 +264,22 @@ def test_a_student_teaches_itself_what_it_is_shown(train, models: Models) -> Non
 )
 def test_what_teachers_made_of_the_student_cannot_do_is_refused(refused_run, overrides: list[str], said: str) -> None:
     assert said in refused_run(*overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["teacher.kind=ema", "teacher.path=null"],
+        ["teacher.url=http://localhost:1", "teacher.served_model=a", "teacher.top_k=8", *TOP_8],
+        ["teacher.path=null", "teachers.a.path=x", "teachers.b.path=y"],
+    ],
+    ids=" ".join,
+)
+def test_completions_of_a_teacher_need_one_in_the_process(refused_run, overrides: list[str]) -> None:
+    said = refused_run(*overrides, "rollout.completions=teacher", "rollout.on_policy_share=0.5")
+    assert "rollout.completions is 'teacher' but no teacher in the process" in said
+
+
+def test_a_cache_does_not_know_the_teachers_completions(refused_run) -> None:
+    said = refused_run("teacher.cache=a", "teacher.top_k=8", *TOP_8, "rollout.completions=teacher", "rollout.on_policy_share=0.5")
+    assert "teacher.cache holds scores of the dataset's completions" in said
