@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from teacher_server import TeacherServer, serving
 from workbench import Models, Outcome, check_folder, rows_of
 
 from gkd_rl.models.language_model import load_language_model
+from gkd_rl.teacher.cache import TeacherCache
 
 TOP_8 = ("objective.divergence.estimator=top_k", "objective.divergence.top_k=8")
 
@@ -283,3 +285,33 @@ def test_completions_of_a_teacher_need_one_in_the_process(refused_run, overrides
 def test_a_cache_does_not_know_the_teachers_completions(refused_run) -> None:
     said = refused_run("teacher.cache=a", "teacher.top_k=8", *TOP_8, "rollout.completions=teacher", "rollout.on_policy_share=0.5")
     assert "teacher.cache holds scores of the dataset's completions" in said
+
+
+# several processes
+
+
+def _torchrun() -> tuple[str, ...]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    return ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", str(port))
+
+
+def test_an_average_over_two_processes_with_sharded_weights_is_that_of_one(run, cli, small: Path, tmp_path: Path) -> None:
+    settings = (*MOVED, "teacher.kind=ema", "teacher.decay=0.7", "max_steps=3", "rollout.prompts_per_step=4")
+    two = run("train", small, f"run_dir={tmp_path / 'two'}", *settings, "engine.zero_stage=3", launcher=_torchrun())
+    assert two.status == 0, two.err
+    assert cli("train", small, f"run_dir={tmp_path / 'one'}", *settings).status == 0
+    ours, theirs = (rows_of(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
+    assert_same(ours, theirs, "divergence", "loss", "cross_entropy_loss")
+    assert theirs[2]["divergence"] > 1e-4
+
+
+def test_two_processes_make_the_cache_that_one_makes(run, cli, small: Path, tmp_path: Path) -> None:
+    arguments = ("cache-teacher", small, "teacher.top_k=8", *CACHED)
+    two = run(*arguments, "--out", tmp_path / "two", launcher=_torchrun())
+    assert two.status == 0 and two.out.count("holds 24 rows") == 1, two
+    assert cli(*arguments, "--out", tmp_path / "one").status == 0
+    assert len(list((tmp_path / "two").glob("shard-*"))) == 2
+    ours, theirs = (TeacherCache(tmp_path / name) for name in ("two", "one"))
+    assert ours._rows.keys() == theirs._rows.keys() and ours.header == theirs.header
