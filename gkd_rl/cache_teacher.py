@@ -42,7 +42,7 @@ def cache_teacher(config: Config, out: str) -> int:
         raise UserError("cache-teacher needs a teacher; set teacher.path or teacher.url")
     cache = TeacherCache(Path(out))
     if processes.is_main:
-        cache.begin(CacheHeader(teacher_name(config.teacher), config.teacher.top_k))
+        cache.begin(CacheHeader(teacher_name(config.teacher), config.teacher.top_k, config.teacher.draws))
     processes.barrier()
     tokenizer, limit = parts.student.tokenizer, config.rollout.max_new_tokens
 

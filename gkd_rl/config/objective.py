@@ -45,9 +45,9 @@ class DivergenceConfig:
     """Divides the student's logits inside the divergence, and the teacher's unless set apart."""
     teacher_temperature: float | None = None
     """Divides the teacher's logits; null: the same as ``temperature``."""
-    estimator: Literal["full", "top_k", "k1", "k2", "k3"] = "full"
-    """``full``: the whole vocabulary; ``top_k``: the teacher's k likeliest tokens; ``k1``, ``k2``, ``k3``: estimates from the
-    sampled token alone."""
+    estimator: Literal["full", "top_k", "draws", "k1", "k2", "k3"] = "full"
+    """``full``: the whole vocabulary; ``top_k``: the teacher's k likeliest tokens; ``draws``: tokens drawn from the teacher
+    (``teacher.draws``); ``k1``, ``k2``, ``k3``: estimates from the sampled token alone."""
     use: Literal["loss", "advantage"] = "loss"
     """``loss``: differentiated; ``advantage``: added, detached, to the policy gradient's advantage (``k1`` only)."""
     top_k: int = 64

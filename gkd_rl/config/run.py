@@ -44,6 +44,8 @@ class TeacherConfig:
     top_k: int | None = None
     """Keep of each distribution the log-probabilities of the k likeliest tokens and of the sampled one; null: keep all of it, which
     a server cannot give."""
+    draws: bool = False
+    """The ``top_k`` tokens are drawn from the teacher's distribution, with replacement, in the place of the likeliest."""
     url: str | None = None
     """An OpenAI-compatible server, such as ``http://host:8000``; its ``/v1/completions`` is asked."""
     served_model: str | None = None

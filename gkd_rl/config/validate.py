@@ -72,6 +72,7 @@ def validate(config: Config) -> None:
         on_policy_share=rollout.on_policy_share,
         group_size=rollout.per_prompt,
         teacher_top_k=teacher_top_k(config),
+        teacher_draws=any(teacher.draws for teacher in teacher_configs(config).values()),
     )
 
 
@@ -160,6 +161,8 @@ def _complaints(config: Config) -> Iterator[str]:
 def _teacher_complaints(key: str, teacher: TeacherConfig) -> Iterator[str]:
     if teacher.top_k is not None and teacher.top_k < 0:
         yield f"{key}.top_k is {teacher.top_k}; it must be at least 0, or null for the whole distribution"
+    if teacher.draws and (not teacher.top_k or teacher.url is not None):
+        yield f"{key}.draws needs {key}.top_k, the number of draws, and a teacher in the process; set both, or {key}.draws=false"
     for name, least in (("rows_per_request", 1), ("concurrency", 1), ("retries", 0), ("retry_seconds", 0)):
         if getattr(teacher, name) < least:
             yield f"{key}.{name} is {getattr(teacher, name)}; it must be at least {least}"
@@ -244,8 +247,8 @@ def _several_complaints(config: Config) -> Iterator[str]:
     for name, teacher in teachers.items():
         if teacher.kind == "model" and (teacher.path, teacher.url) == (None, None):
             yield f"teachers.{name} has neither path nor url; give it one"
-    if len({teacher.top_k for teacher in teachers.values()}) > 1:
-        yield "teachers give scores of different forms; set top_k alike for all of them (null: whole distributions)"
+    if len({(teacher.top_k, teacher.draws) for teacher in teachers.values()}) > 1:
+        yield "teachers give scores of different forms; set top_k and draws alike for all of them (null: whole distributions)"
     if routing.column is not None:
         if routing.weights:
             yield "teacher_routing.weights are those of a mixture, but teacher_routing.column gives each row one teacher; remove either"

@@ -14,6 +14,7 @@ from torch import Tensor
 from gkd_rl.config.objective import ObjectiveConfig
 from gkd_rl.objective.divergence import divergence_of
 from gkd_rl.objective.kernel import (
+    ON_KEPT_TOKENS,
     Rows,
     Slopes,
     Tiles,
@@ -26,7 +27,7 @@ from gkd_rl.objective.kernel import (
 from gkd_rl.objective.target import teacher_temperature
 from gkd_rl.objective.telemetry import TeacherView
 from gkd_rl.objective.terms import Losses, Streams, TokenValues, losses_of
-from gkd_rl.objective.top_k import GivenTopK, agreement_with, restrict
+from gkd_rl.objective.top_k import GivenTopK, agreement_with, on_draws, restrict
 
 GradientKernel = Callable[[Tiles, Rows, Slopes], Tensor]
 """Writes the gradient in the logits [n, V] over the student's tile and returns it."""
@@ -81,9 +82,12 @@ def _with_top_k(chunk: Chunk, tiles: Tiles, given: GivenTopK, config: ObjectiveC
     """The chunk against all that is known of a teacher."""
     agreement = agreement_with(given, tiles.student.gather(-1, given.ids), chunk.rows.highest)
     values = replace(chunk.values, teacher_logprob=given.token_logprobs)
-    if config.divergence.estimator != "top_k":
+    if config.divergence.estimator not in ON_KEPT_TOKENS:
         return replace(chunk, values=values, view=TeacherView(None, None, agreement))
     kept_logprobs = _student_at(tiles, chunk.rows, given.ids, config)
+    if config.divergence.estimator == "draws":
+        values, view = replace(values, divergence=on_draws(kept_logprobs, given)), TeacherView(None, None, agreement)
+        return replace(chunk, values=values, view=view, kept=given.ids, kept_logprobs=kept_logprobs)
     values = replace(values, divergence=_divergence_on(kept_logprobs, given.logprobs, config))
     view = TeacherView(None, None, agreement, kept_logprobs.detach().exp().sum(-1), given.mass)
     return replace(chunk, values=values, view=view, kept=given.ids, kept_logprobs=kept_logprobs)

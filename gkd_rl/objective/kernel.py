@@ -24,6 +24,10 @@ LONGEST_BLOCK = 4096
 """The compiler forms longer sums through a slow, more exact helper; sums in two levels need none."""
 
 
+ON_KEPT_TOKENS = ("top_k", "draws")
+"""Estimators that look at some tokens of the vocabulary, whose gradient ``add_at`` completes."""
+
+
 class Tiles(NamedTuple):
     """Logits [n, V] of one chunk; None where no term needs the model."""
 
@@ -147,7 +151,7 @@ def first_sweep(tiles: Tiles, config: ObjectiveConfig) -> Partials:
     if tiles.reference is not None:
         reference, y, _ = _summed(tiles.reference)
         reference_gap = (e * (x - y)).sum(-1)
-    if config.divergence.temperature != 1.0 and (tiles.teacher is not None or config.divergence.estimator == "top_k"):
+    if config.divergence.temperature != 1.0 and (tiles.teacher is not None or config.divergence.estimator in ON_KEPT_TOKENS):
         tempered_student, x, e = _summed(tempered(tiles.student, config.divergence.temperature))
     if tiles.teacher is None:
         return Partials(student, tempered_student, None, reference, None, None, None, reference_gap)
@@ -180,7 +184,7 @@ def logit_gradient(tiles: Tiles, rows: Rows, slopes: Slopes, config: ObjectiveCo
         assert tiles.reference is not None
         factor = factor + slopes.reference_kl * (lp - log_probs_of(tiles.reference, rows.reference_lse) - rows.reference_kl)
     gradient = lp.exp() * factor
-    if tiles.teacher is not None or config.divergence.estimator == "top_k":
+    if tiles.teacher is not None or config.divergence.estimator in ON_KEPT_TOKENS:
         gradient = gradient + _divergence_gradient(tiles, rows, slopes.divergence, config)
     return gradient if soft_cap is None else gradient * cap_slope(tiles.student, soft_cap)
 
@@ -192,7 +196,7 @@ def _divergence_gradient(tiles: Tiles, rows: Rows, slope: Tensor, config: Object
         lq, p = log_probs_of(target_logits(tiles, config), rows.target_lse), lp.exp()
         _, pull = pointwise_of(config.divergence)(lp, lq, p, lq.exp(), rows.doubt)
         return slope * (scale_of(config.divergence) / temperature) * (pull - p * rows.pull)
-    return -slope / temperature * lp.exp() if config.divergence.estimator == "top_k" else 0.0
+    return -slope / temperature * lp.exp() if config.divergence.estimator in ON_KEPT_TOKENS else 0.0
 
 
 def cap_slope(logits: Tensor, soft_cap: float) -> Tensor:

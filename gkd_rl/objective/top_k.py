@@ -43,8 +43,8 @@ class GivenTopK(NamedTuple):
     """[N, K] its likeliest tokens; empty for an estimator that looks at the sampled token alone"""
     logprobs: Tensor
     """[N, K] their log-probabilities at the teacher's temperature, up to a constant of the row where that is not 1"""
-    best: Tensor
-    """[N, K] bool: the likeliest of them"""
+    best: Tensor | None
+    """[N, K] bool: the likeliest of them; None where they were drawn"""
     mass: Tensor | None
     """[N] what they hold; None at another temperature than 1, where it is not known"""
     token_logprobs: Tensor | None
@@ -62,6 +62,9 @@ def given_top_k(batch: TokenBatch, config: DivergenceConfig) -> GivenTopK | None
     """
     if batch.teacher_top_ids is None or batch.teacher_top_logprobs is None or batch.teacher_logprobs is None:
         return None
+    if config.estimator == "draws":
+        drawn = at_least_fp32(batch.teacher_top_logprobs).clamp_min(LOG_FLOOR)
+        return GivenTopK(batch.teacher_top_ids, drawn, None, None, at_least_fp32(batch.teacher_logprobs).clamp_min(LOG_FLOOR))
     available, temperature = batch.teacher_top_ids.shape[-1], teacher_temperature(config)
     kept = at_least_fp32(batch.teacher_top_logprobs).clamp_min(LOG_FLOOR)
     kept = kept.topk(min(config.top_k, available) if config.estimator == "top_k" else min(1, available), dim=-1)
@@ -82,6 +85,14 @@ def agreement_with(given: GivenTopK, at_kept: Tensor, highest: Tensor) -> Tensor
         at_kept: [N, K] the student's logits (or log-probabilities) there.
         highest: [N] the student's largest.
     """
-    if not given.ids.shape[-1]:
+    if given.best is None or not given.ids.shape[-1]:
         return None
     return (at_kept.masked_fill(~given.best, -torch.inf).amax(-1) == highest).to(at_kept.dtype)
+
+
+def on_draws(at_drawn: Tensor, given: GivenTopK) -> Tensor:
+    """1/K Σ_k (log q(y_k) − log p(y_k)) [N] over y_k drawn from q: unbiased for KL(q‖p), value and gradient (arXiv 2503.16870).
+
+    A fixed set of likeliest tokens is biased however large: it never speaks of the others.
+    """
+    return (given.logprobs - at_drawn).mean(-1)

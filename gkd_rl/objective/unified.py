@@ -22,7 +22,7 @@ from gkd_rl.objective.numerics import log_probs
 from gkd_rl.objective.target import target_log_probs
 from gkd_rl.objective.telemetry import TeacherView, compared_tokens, interference, sums_of
 from gkd_rl.objective.terms import Losses, TokenValues, divergence_of_tokens, losses_of, needs_whole_sequences, streams_of, with_sequences
-from gkd_rl.objective.top_k import GivenTopK, agreement_with, given_top_k, on_top_k, restrict
+from gkd_rl.objective.top_k import GivenTopK, agreement_with, given_top_k, on_draws, on_top_k, restrict
 from gkd_rl.types import GlobalCounts, ObjectiveResult, TokenBatch
 
 
@@ -92,6 +92,8 @@ def _with_top_k(values: TokenValues, lp: Tensor, given: GivenTopK, config: Diver
     at_kept = lp.gather(-1, given.ids)
     agreement = agreement_with(given, at_kept.detach(), lp.detach().amax(-1))
     values = replace(values, teacher_logprob=given.token_logprobs)
+    if config.estimator == "draws":
+        return replace(values, divergence=on_draws(at_kept, given)), TeacherView(None, None, agreement)
     if config.estimator != "top_k":
         return values, TeacherView(None, None, agreement)
     assert config.tail != "drop", "validate_objective refuses it"

@@ -20,6 +20,7 @@ def validate_objective(
     on_policy_share: float = 1.0,
     group_size: int | None = None,
     teacher_top_k: int | None = None,
+    teacher_draws: bool = False,
 ) -> None:
     """Raises ``UserError`` for the first thing wrong with the objective: one sentence with the key, the reason and the fix.
 
@@ -34,6 +35,7 @@ def validate_objective(
         on_policy_share: λ, the share of rows sampled from the policy.
         group_size: rollouts per prompt, where known.
         teacher_top_k: of how many tokens the teacher gives the log-probability; None: it gives its whole distribution.
+        teacher_draws: these tokens are drawn from the teacher, not its likeliest.
     """
     uses_reward, uses_divergence = _term_in_use(config, "reward"), _term_in_use(config, "divergence")
     surrogate_in_use = uses_reward or (uses_divergence and config.divergence.use == "advantage")
@@ -49,6 +51,7 @@ def validate_objective(
         *_reference(config, uses_reward, uses_divergence, has_reference),
         *_advantage(config, uses_reward, group_size),
         *_telemetry(config),
+        *_draws(config.divergence, teacher_draws, has_teacher),
         *(_top_k_teacher(config, teacher_top_k) if teacher_top_k is not None and has_teacher else ()),
     ):
         raise UserError(complaint)
@@ -145,7 +148,7 @@ def _divergence(config: DivergenceConfig) -> Iterator[str]:
 def _estimator(config: DivergenceConfig, in_use: bool, on_policy_share: float) -> Iterator[str]:
     name, use = config.estimator, config.use
     prefix = f"objective.divergence.estimator '{name}' used as {use!r}"
-    if name in ("full", "top_k") and use == "advantage":
+    if name in ("full", "top_k", "draws") and use == "advantage":
         yield (
             f"{prefix} is inert: it does not depend on the sampled token, so its expected gradient is zero; use it as 'loss', "
             "or estimator 'k1'."
@@ -300,3 +303,17 @@ def _top_k_teacher(config: ObjectiveConfig, available: int) -> Iterator[str]:
             f"of the sampled token at temperature {temperature:g} but {gives}, at temperature 1; set "
             "objective.divergence.teacher_temperature=1."
         )
+
+
+def _draws(config: DivergenceConfig, drawn: bool, has_teacher: bool) -> Iterator[str]:
+    """Tokens drawn from the teacher and the estimator for them go together."""
+    if not has_teacher or not (drawn or config.estimator == "draws"):
+        return
+    if not drawn:
+        yield "objective.divergence.estimator 'draws' needs tokens drawn from the teacher; set teacher.draws=true and teacher.top_k."
+    if config.estimator != "draws":
+        yield f"teacher.draws=true gives draws, which estimator '{config.estimator}' takes for the likeliest tokens; set it to 'draws'."
+    if config.kind != "forward_kl":
+        yield "objective.divergence.estimator 'draws' estimates the forward KL; set objective.divergence.kind=forward_kl."
+    if config.temperature != 1 or config.teacher_temperature not in (None, 1):
+        yield "objective.divergence.estimator 'draws' has tokens drawn at temperature 1; set both temperatures to 1."

@@ -65,7 +65,7 @@ def check_teaching(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
             except UserError as error:
                 raise UserError(f"{key}: {error}") from None
         if teacher.cache is not None and teacher.top_k is not None:
-            open_cache(teacher.cache, teacher.top_k, None)
+            open_cache(teacher.cache, teacher.top_k, None, teacher.draws)
         if teacher.url is not None and (teacher.cache is None or config.rollout.on_policy_share > 0):
             end = tokenizer.eos_token_id
             assert isinstance(end, int)
@@ -106,7 +106,7 @@ def _one(config: Config, key: str, settings: TeacherConfig, processes: Processes
         return _live(config, key, settings, processes, tokenizer)
     assert settings.top_k is not None, "validate asks for it"
     named = (*model_of(settings), settings.kind) != (None, None, "model")
-    cache = open_cache(settings.cache, settings.top_k, teacher_name(settings) if named else None)
+    cache = open_cache(settings.cache, settings.top_k, teacher_name(settings) if named else None, settings.draws)
     if config.rollout.on_policy_share == 0:  # nothing is left to a live teacher
         return Teaching(CachedTeacher(cache, settings.top_k, None))
     live = _live(config, key, settings, processes, tokenizer)
@@ -120,7 +120,7 @@ def _live(config: Config, key: str, settings: TeacherConfig, processes: Processe
     model = _model(config, key, settings, processes)
     whole = LocalTeacher(model, 4 * config.engine.micro_batch_tokens)
     window = getattr(model.module.config, "max_position_embeddings", None)
-    teacher = _shown(settings, whole if settings.top_k is None else TopKTeacher(whole, settings.top_k), tokenizer, window)
+    teacher = _shown(settings, whole if settings.top_k is None else TopKTeacher(whole, settings.top_k, settings.draws), tokenizer, window)
     averages = (MovingAverage(model, settings.decay),) if settings.kind == "ema" else ()
     return Teaching(teacher, teacher, model if settings.kind == "model" else None, averages, model.parameters)
 

@@ -42,6 +42,8 @@ class CacheHeader:
     teacher: str
     """path or served name"""
     top_k: int
+    draws: bool = False
+    """whether the tokens are drawn from the teacher, not its likeliest"""
     form: int = 1
 
 
@@ -77,8 +79,8 @@ class TeacherCache:
             self.header = header
         if self.header != header:
             raise UserError(
-                f"{self.folder} holds scores of {self.header.teacher} with top_k={self.header.top_k}, not of {header.teacher} with "
-                f"top_k={header.top_k}; choose another folder"
+                f"{self.folder} holds scores of {self.header.teacher} with top_k={self.header.top_k}, draws={self.header.draws}, not of "
+                f"{header.teacher} with top_k={header.top_k}, draws={header.draws}; choose another folder"
             )
 
     def holds(self, prompt: Sequence[int], completion: Sequence[int]) -> bool:
@@ -161,7 +163,8 @@ class CachedTeacher:
             prompt, completion = tokens[row]
             found = self.cache.find(prompt, completion, rollouts.examples[row].key)
             places = slice(len(completion))
-            top_ids, top_logprobs = _restored(found, self.top_k)
+            drawn = self.cache.header is not None and self.cache.header.draws
+            top_ids, top_logprobs = (found["ids"].long(), found["logprobs"].float()) if drawn else _restored(found, self.top_k)
             ids[row, places], logprobs[row, places], own[row, places] = (
                 value.to(device) for value in (top_ids, top_logprobs, found["token_logprobs"])
             )
@@ -175,7 +178,7 @@ class CachedTeacher:
         return TopKScores(ids, logprobs, own)
 
 
-def open_cache(folder: str, top_k: int, teacher: str | None) -> TeacherCache:
+def open_cache(folder: str, top_k: int, teacher: str | None, draws: bool = False) -> TeacherCache:
     """The cache to train on. Raises ``UserError`` if there is none, or it holds fewer tokens or another teacher's scores."""
     cache = TeacherCache(Path(folder))
     if cache.header is None:
@@ -184,6 +187,11 @@ def open_cache(folder: str, top_k: int, teacher: str | None) -> TeacherCache:
         raise UserError(
             f"teacher.cache: {folder} holds {cache.header.top_k} log-probabilities per token, fewer than teacher.top_k={top_k}; lower it, "
             "or make the cache anew"
+        )
+    if cache.header.draws != draws or (draws and cache.header.top_k != top_k):
+        raise UserError(
+            f"teacher.cache: {folder} holds {'draws' if cache.header.draws else 'likeliest tokens'}, {cache.header.top_k} per token; set "
+            f"teacher.draws={str(cache.header.draws).lower()} and teacher.top_k={cache.header.top_k}, or make the cache anew"
         )
     if teacher is not None and cache.header.teacher != teacher:
         raise UserError(

@@ -8,6 +8,7 @@ Shapes: B sequences, C completion positions, H hidden.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Protocol
 
 import torch
@@ -74,16 +75,19 @@ SCORED_TOKENS = 512
 
 
 class TopKTeacher:
-    """A teacher in the process that keeps its ``k`` likeliest tokens only: for a small cache, or to see what a server would give."""
+    """A teacher in the process that keeps its ``k`` likeliest tokens only, or ``k`` drawn from it: for a small buffer or cache."""
 
     head = None
 
-    def __init__(self, whole: LocalTeacher, k: int) -> None:
+    def __init__(self, whole: LocalTeacher, k: int, draws: bool = False) -> None:
         self.whole = whole
         self.k = k
+        self.draws = draws
 
     def score(self, rollouts: Rollouts) -> TopKScores:
-        """The k likeliest tokens (all, where the vocabulary has fewer) and the completion's own."""
+        """The k likeliest tokens (all, where the vocabulary has fewer) or draws, and the completion's own."""
+        if self.draws:
+            return draws_of(self.whole.score(rollouts), rollouts, self.k)
         return top_k_of(self.whole.score(rollouts), rollouts, self.k)
 
 
@@ -100,4 +104,25 @@ def top_k_of(scores: HiddenScores, rollouts: Rollouts, k: int) -> TopKScores:
         kept.append((*lq.topk(k), lq.gather(-1, tokens[:, None]).squeeze(-1)))
     if kept:
         logprobs[mask], ids[mask], own[mask] = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    return TopKScores(ids, logprobs, own)
+
+
+@torch.no_grad()
+def draws_of(scores: HiddenScores, rollouts: Rollouts, k: int) -> TopKScores:
+    """``k`` tokens drawn with replacement from each distribution; the same for the same row, whatever surrounds it."""
+    mask, head = rollouts.completion_mask, in_fp32(scores.head)
+    ids = torch.zeros(*mask.shape, k, dtype=torch.long, device=mask.device)
+    logprobs, own = torch.zeros(ids.shape, device=mask.device), torch.zeros(mask.shape, device=mask.device)
+    for row, valid in enumerate(mask.sum(1).tolist()):
+        if not valid:
+            continue
+        tokens = rollouts.completion_ids[row, :valid]
+        lq = log_probs(logits_of(scores.hidden[row, :valid], head))
+        seen = repr((rollouts.prompt_ids[row][rollouts.prompt_mask[row]].tolist(), tokens.tolist())).encode()
+        seed = int.from_bytes(hashlib.blake2b(seen, digest_size=7).digest(), "big")
+        uniforms = torch.rand(valid, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        bounds = lq.double().exp().cumsum(-1)
+        drawn = torch.searchsorted(bounds, uniforms.to(bounds.device) * bounds[:, -1:], right=True).clamp_max(lq.shape[-1] - 1)
+        ids[row, :valid], logprobs[row, :valid] = drawn, lq.gather(-1, drawn)
+        own[row, :valid] = lq.gather(-1, tokens[:, None]).squeeze(-1)
     return TopKScores(ids, logprobs, own)

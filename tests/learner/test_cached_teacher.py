@@ -115,7 +115,7 @@ def test_what_is_missing_or_other_is_said(cache: TeacherCache, tmp_path: Path):
         open_cache(folder, 7, None)
     with pytest.raises(UserError, match="holds scores of teacher, not of another"):
         open_cache(folder, 6, "another")
-    with pytest.raises(UserError, match="holds scores of teacher with top_k=6, not of teacher with top_k=5"):
+    with pytest.raises(UserError, match="with top_k=6, draws=False, not of teacher with top_k=5, draws=False"):
         TeacherCache(cache.folder).begin(CacheHeader("teacher", 5))
     (shard,) = cache.folder.glob("shard-*")
     shard.write_bytes(shard.read_bytes()[:100])

@@ -13,6 +13,7 @@ from gkd_rl.config.objective import DivergenceConfig, ObjectiveConfig
 from gkd_rl.objective.head import logits_of
 from gkd_rl.objective.schedule import TermWeights
 from gkd_rl.rollout.drawing import SamplingParams
+from gkd_rl.rollout.rows import take
 from gkd_rl.rollout.sampler import InProcessSampler
 from gkd_rl.teacher.local import LocalTeacher, TopKTeacher
 
@@ -76,3 +77,19 @@ def test_a_top_k_teachers_gradient_is_that_of_the_whole_one(tail: str):
     torch.testing.assert_close(gradient(student, [kept], config, weights), expected, rtol=1e-5, atol=1e-5)
     cut = rows_of(kept, [3, 0, 9], [1, 2, 8], [4, 5, 6, 7])
     torch.testing.assert_close(gradient(student, cut, config, weights), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_draws_are_distributed_as_the_teacher_says_and_repeat_with_the_row():
+    rollouts = experience(language_model("llama"), None, 3, 2, dataset=2).rollouts
+    whole = LocalTeacher(language_model("llama", seed=1), 200)
+    teacher = TopKTeacher(whole, 4000, draws=True)
+    scores, complete = teacher.score(rollouts), whole.score(rollouts)
+    lq = logits_of(complete.hidden, complete.head).log_softmax(-1)
+    mask = rollouts.completion_mask
+    shares = torch.nn.functional.one_hot(scores.ids, lq.shape[-1]).float().mean(-2)
+    assert (shares[mask] - lq[mask].exp()).abs().max() < 5 * 0.5 / 4000**0.5
+    torch.testing.assert_close(scores.logprobs[mask], lq.gather(-1, scores.ids)[mask], atol=2e-5, rtol=0)
+    alone = take(rollouts, torch.tensor([4, 1]))
+    again, width = teacher.score(alone), alone.completion_ids.shape[1]
+    same = (again.ids == scores.ids[[4, 1], :width])[alone.completion_mask]
+    assert same.float().mean() > 0.999, "rounding may move a draw across a bound"

@@ -27,6 +27,7 @@ def check(*overrides: str, **situation) -> None:
 
 K1_ADVANTAGE = ("divergence.kind=reverse_kl", "divergence.estimator=k1", "divergence.use=advantage")
 
+FORWARD = "divergence.kind=forward_kl"
 TOP_4 = ("divergence.estimator=top_k", "divergence.top_k=4")
 
 ACCEPTED = [
@@ -123,6 +124,15 @@ REFUSED = [
     ((*TOP_4, "divergence.extrapolation=1.25"), {"teacher_top_k": 20, "has_reference": True}, "extrapolation needs the whole"),
     ((*TOP_4, "divergence.temperature=2"), {"teacher_top_k": 20}, "temperature is 2, for which its whole distribution is needed"),
     ((*K1_ADVANTAGE, "divergence.teacher_temperature=0.5"), {"teacher_top_k": 0}, "temperature is 0.5"),
+    (("divergence.estimator=draws", FORWARD), {"teacher_top_k": 4}, "needs tokens drawn from the teacher"),
+    (("divergence.estimator=draws", FORWARD, "divergence.use=advantage"), {}, "inert"),
+    (TOP_4, {"teacher_top_k": 4, "teacher_draws": True}, "takes for the likeliest tokens"),
+    (("divergence.estimator=draws",), {"teacher_top_k": 4, "teacher_draws": True}, "estimates the forward KL"),
+    (
+        ("divergence.estimator=draws", FORWARD, "divergence.teacher_temperature=2"),
+        {"teacher_top_k": 4, "teacher_draws": True},
+        "drawn at temperature 1",
+    ),
     (
         (*TOP_4, "divergence.tail=renormalise", "divergence.teacher_temperature=2", "gate.kind=sign_agreement"),
         {"teacher_top_k": 20},

@@ -315,3 +315,16 @@ def test_two_processes_make_the_cache_that_one_makes(run, cli, small: Path, tmp_
     assert len(list((tmp_path / "two").glob("shard-*"))) == 2
     ours, theirs = (TeacherCache(tmp_path / name) for name in ("two", "one"))
     assert ours._rows.keys() == theirs._rows.keys() and ours.header == theirs.header
+
+
+DRAWN = ("objective.divergence.estimator=draws", "objective.divergence.kind=forward_kl", "teacher.top_k=8", "teacher.draws=true")
+
+
+def test_draws_are_cached_and_trained_on(cli, train, small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cache"
+    outcome = cli("cache-teacher", small, "--out", out, *CACHED, *DRAWN)
+    assert outcome.status == 0, outcome
+    cached = train("cached", *CACHED, *DRAWN, f"teacher.cache={out}")[0]
+    assert_same(cached, train("live", *CACHED, *DRAWN)[0], "loss", "divergence")
+    wrong = cli("train", small, f"run_dir={tmp_path / 'wrong'}", *CACHED, "teacher.top_k=8", f"teacher.cache={out}")
+    assert wrong.status == 2 and "holds draws, 8 per token; set teacher.draws=true" in wrong.err
