@@ -8,6 +8,7 @@ Shapes: B sequences, P prompt positions, C completion positions, H hidden, G rol
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -29,7 +30,7 @@ class Sampler(Protocol):
         ...
 
     def sync(self, version: int) -> None:
-        """Take over the trained policy, which has had ``version`` updates."""
+        """Take over the trained policy, which has had ``version`` updates. Every rank calls it, holding the whole model."""
         ...
 
 
@@ -60,24 +61,8 @@ class InProcessSampler:
             uniforms = row_uniforms(keys, params.max_new_tokens).to(ids.device)
             out = self._decode([prompts[i] for i in chunk], per_prompt, params, uniforms)
             ids[rows], logprobs[rows], sampler_logprobs[rows], lengths[rows], ended[rows] = out
-        width = int(lengths.max()) if len(lengths) else 1
-        mask = torch.arange(width, device=ids.device) < lengths[:, None]
-        repeated = [prompt for prompt in prompts for _ in range(per_prompt)]
-        prompt_ids, prompt_mask = encode_prompts(self.model, repeated)
-        return Rollouts(
-            examples=tuple(example for example in examples for _ in range(per_prompt)),
-            prompt_ids=prompt_ids,
-            prompt_mask=prompt_mask,
-            completion_ids=ids[:, :width],
-            completion_mask=mask,
-            logprobs=logprobs[:, :width],
-            sampler_logprobs=sampler_logprobs[:, :width],
-            on_policy=torch.ones(len(ids), dtype=torch.bool, device=ids.device),
-            group=torch.tensor([e.key for e in examples for _ in range(per_prompt)], dtype=torch.long, device=ids.device),
-            version=torch.full((len(ids),), self.version, device=ids.device),
-            ended=ended,
-            texts=decode(self.model, ids[:, :width], mask),
-        )
+        drawn = Drawn(ids, lengths, ended, logprobs, sampler_logprobs)
+        return sampled_rollouts(self.model, examples, prompts, per_prompt, drawn, self.version)
 
     @property
     def _pad(self) -> int:
@@ -117,6 +102,47 @@ class InProcessSampler:
                 alive, tokens, ended = alive[keep], tokens[keep], ended[keep]
             hidden = model.advance(tokens, state)
         return ids, logprobs, sampler_logprobs, lengths, whole
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a sampler drew, row by row, padded to a common width."""
+
+    ids: Tensor
+    """[B, C] int64"""
+    lengths: Tensor
+    """[B] int64"""
+    ended: Tensor
+    """[B] bool"""
+    logprobs: Tensor
+    """[B, C] fp32 under the untruncated policy"""
+    sampler_logprobs: Tensor
+    """[B, C] fp32 under the distribution really sampled from"""
+
+
+def sampled_rollouts(
+    model: LanguageModel, examples: Sequence[Example], prompts: Sequence[Sequence[int]], per_prompt: int, drawn: Drawn, version: int
+) -> Rollouts:
+    """Rollouts of ``per_prompt`` rows for each example and its prompt's tokens, cut to the longest row."""
+    device = drawn.ids.device
+    width = int(drawn.lengths.max()) if len(drawn.lengths) else 1
+    mask = torch.arange(width, device=device) < drawn.lengths[:, None]
+    rows = [example for example in examples for _ in range(per_prompt)]
+    prompt_ids, prompt_mask = encode_prompts(model, [prompt for prompt in prompts for _ in range(per_prompt)])
+    return Rollouts(
+        examples=tuple(rows),
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        completion_ids=drawn.ids[:, :width],
+        completion_mask=mask,
+        logprobs=drawn.logprobs[:, :width],
+        sampler_logprobs=drawn.sampler_logprobs[:, :width],
+        on_policy=torch.ones(len(rows), dtype=torch.bool, device=device),
+        group=torch.tensor([example.key for example in rows], dtype=torch.long, device=device),
+        version=torch.full((len(rows),), version, device=device),
+        ended=drawn.ended,
+        texts=decode(model, drawn.ids[:, :width], mask),
+    )
 
 
 def dataset_rollouts(model: LanguageModel, examples: Sequence[Example], max_new_tokens: int, version: int) -> Rollouts:
