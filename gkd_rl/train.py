@@ -96,7 +96,8 @@ def _step(run: Run, step: int) -> dict[str, float]:
             norms.append(run.engine.update(cuts, learner.loss, lr))
     if learner.records is not None:
         _write_rollouts(run, step, learner.records)
-    run.parts.sampler.sync(step + 1)
+    with run.times.phase("sync"), run.engine.gathered():
+        run.parts.sampler.sync(step + 1)
     sums = run.processes.sum({name: learner.sums[name] for name in sorted(learner.sums)})
     sums = {name: value / len(norms) if name.endswith("_loss") else value for name, value in sums.items()}  # each update has its own mean
     return {

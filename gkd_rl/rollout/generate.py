@@ -31,7 +31,7 @@ from gkd_rl.models.language_model import LanguageModel, encode_prompts
 from gkd_rl.models.tokenizers import prompt_tokens
 from gkd_rl.rollout.drawing import SamplingParams, row_uniforms
 from gkd_rl.rollout.rescoring import with_policy_logprobs
-from gkd_rl.rollout.sampler import Drawn, sampled_rollouts
+from gkd_rl.rollout.sampler import empty_rows, sampled_rollouts
 from gkd_rl.rollout.stopping import Stopping
 from gkd_rl.types import Example, Rollouts
 
@@ -79,18 +79,6 @@ class GenerateSampler:
         pad = int(self.model.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
         ids = torch.nn.functional.pad(ids, (0, params.max_new_tokens - ids.shape[1]))
         return ids.masked_fill(~mask, pad), draw.logprobs.masked_fill(~mask, 0.0), lengths, watch.ended
-
-
-def empty_rows(model: LanguageModel, rows: int, width: int) -> Drawn:
-    """Room for ``rows`` completions of at most ``width`` tokens, all padding."""
-    pad = int(model.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
-    return Drawn(
-        ids=torch.full((rows, width), pad, device=model.device),
-        lengths=torch.zeros(rows, dtype=torch.long, device=model.device),
-        ended=torch.zeros(rows, dtype=torch.bool, device=model.device),
-        logprobs=torch.zeros(rows, width, device=model.device),
-        sampler_logprobs=torch.zeros(rows, width, device=model.device),
-    )
 
 
 def _truncation(model: LanguageModel, params: SamplingParams, start: int, ends: Tensor) -> Iterator[LogitsProcessor]:

@@ -32,7 +32,7 @@ def policy_logprobs(model: LanguageModel, rollouts: Rollouts, token_budget: int)
         mask = part.completion_mask
         hidden = model.completion_hidden(part.prompt_ids, part.prompt_mask, part.completion_ids, mask)
         scored = torch.zeros(mask.shape, device=out.device)
-        scored[mask] = _token_logprobs(hidden[mask], part.completion_ids[mask], head)
+        scored[mask] = token_logprobs(hidden[mask], part.completion_ids[mask], head)
         out[rows, : mask.shape[1]] = scored
     return out
 
@@ -59,8 +59,8 @@ def _batches(rollouts: Rollouts, token_budget: int) -> list[Tensor]:
     return [torch.tensor(cut, device=rollouts.completion_ids.device) for cut in cuts]
 
 
-def _token_logprobs(hidden: Tensor, tokens: Tensor, head: Head) -> Tensor:
-    """[N] of states [N, H] and token ids [N]."""
+def token_logprobs(hidden: Tensor, tokens: Tensor, head: Head) -> Tensor:
+    """[N] fp32: log softmax of states [N, H] at token ids [N]."""
     parts = []
     for start in range(0, len(tokens), TOKENS_AT_ONCE):
         logits = logits_of(hidden[start : start + TOKENS_AT_ONCE], head)

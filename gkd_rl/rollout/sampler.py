@@ -25,6 +25,9 @@ from gkd_rl.types import Example, Rollouts
 class Sampler(Protocol):
     """Anything that answers prompts with the present policy."""
 
+    version: int
+    """updates that the policy had which it samples from"""
+
     def sample(self, examples: Sequence[Example], per_prompt: int, params: SamplingParams, seed: int) -> Rollouts:
         """``per_prompt`` completions of every example; rows of one example stand together."""
         ...
@@ -48,25 +51,16 @@ class InProcessSampler:
     @torch.no_grad()
     def sample(self, examples: Sequence[Example], per_prompt: int, params: SamplingParams, seed: int) -> Rollouts:
         prompts = [prompt_tokens(self.model.tokenizer, example.prompt) for example in examples]
-        ids = torch.full((len(prompts) * per_prompt, params.max_new_tokens), self._pad, device=self.model.device)
-        logprobs = torch.zeros(ids.shape, device=ids.device)
-        sampler_logprobs = torch.zeros(ids.shape, device=ids.device)
-        lengths = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
-        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        drawn = empty_rows(self.model, len(prompts) * per_prompt, params.max_new_tokens)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         size = max(1, self.max_rows // per_prompt)
         for chunk in (order[i : i + size] for i in range(0, len(order), size)):
-            rows = torch.tensor([i * per_prompt + g for i in chunk for g in range(per_prompt)], device=ids.device)
+            rows = torch.tensor([i * per_prompt + g for i in chunk for g in range(per_prompt)], device=drawn.ids.device)
             keys = [(seed, examples[i].key, g) for i in chunk for g in range(per_prompt)]
-            uniforms = row_uniforms(keys, params.max_new_tokens).to(ids.device)
+            uniforms = row_uniforms(keys, params.max_new_tokens).to(drawn.ids.device)
             out = self._decode([prompts[i] for i in chunk], per_prompt, params, uniforms)
-            ids[rows], logprobs[rows], sampler_logprobs[rows], lengths[rows], ended[rows] = out
-        drawn = Drawn(ids, lengths, ended, logprobs, sampler_logprobs)
+            drawn.ids[rows], drawn.logprobs[rows], drawn.sampler_logprobs[rows], drawn.lengths[rows], drawn.ended[rows] = out
         return sampled_rollouts(self.model, examples, prompts, per_prompt, drawn, self.version)
-
-    @property
-    def _pad(self) -> int:
-        return int(self.model.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
 
     def _decode(self, prompts: list[list[int]], per_prompt: int, params: SamplingParams, uniforms: Tensor):
         """Of one chunk: ids, log-probabilities under policy and sampler [B, C], lengths [B], and whether rows ended themselves [B]."""
@@ -77,7 +71,8 @@ class InProcessSampler:
             hidden = hidden.repeat_interleave(per_prompt, dim=0)
             state.repeat(per_prompt)
         head = in_fp32(model.head)
-        ids = torch.full((rows, params.max_new_tokens), self._pad, device=hidden.device)
+        pad = int(model.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+        ids = torch.full((rows, params.max_new_tokens), pad, device=hidden.device)
         logprobs = torch.zeros(ids.shape, device=hidden.device)
         sampler_logprobs = torch.zeros(ids.shape, device=hidden.device)
         lengths = torch.full((rows,), params.max_new_tokens, device=hidden.device)
@@ -118,6 +113,18 @@ class Drawn:
     """[B, C] fp32 under the untruncated policy"""
     sampler_logprobs: Tensor
     """[B, C] fp32 under the distribution really sampled from"""
+
+
+def empty_rows(model: LanguageModel, rows: int, width: int) -> Drawn:
+    """Room for ``rows`` completions of at most ``width`` tokens, all padding."""
+    pad = int(model.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+    return Drawn(
+        ids=torch.full((rows, width), pad, device=model.device),
+        lengths=torch.zeros(rows, dtype=torch.long, device=model.device),
+        ended=torch.zeros(rows, dtype=torch.bool, device=model.device),
+        logprobs=torch.zeros(rows, width, device=model.device),
+        sampler_logprobs=torch.zeros(rows, width, device=model.device),
+    )
 
 
 def sampled_rollouts(

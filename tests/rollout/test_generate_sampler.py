@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from experiences import examples, own_logits, token_rows
+from experiences import examples, token_rows
+from rollout_checks import TRUNCATIONS, exact_distribution, forward_logprobs
 from statistics_of_draws import chi_square_limit, chi_square_of
 from tiny_models import language_model
-from torch import Tensor
 
 from gkd_rl.models.language_model import LanguageModel
-from gkd_rl.objective.head import logits_of
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.generate import GenerateSampler
 from gkd_rl.rollout.sampler import InProcessSampler, Sampler
 from gkd_rl.types import Example, Rollouts
 
 KINDS = ("llama", "t5")
-TRUNCATIONS = {
-    "plain": {},
-    "temperature": {"temperature": 0.6},
-    "top_k": {"top_k": 3},
-    "top_p": {"top_p": 0.7},
-    "min_p": {"min_p": 0.2},
-    "all": {"temperature": 1.4, "top_k": 6, "top_p": 0.9, "min_p": 0.1},
-}
+CASES = {**TRUNCATIONS, "all": {"temperature": 1.4, "top_k": 6, "top_p": 0.9, "min_p": 0.1}}
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +49,10 @@ def test_greedy_decoding_is_that_of_the_native_sampler(kind: str):
     assert not theirs.sampler_logprobs.any() and theirs.logprobs[theirs.completion_mask].lt(0).all()
 
 
-@pytest.mark.parametrize("truncation", TRUNCATIONS)
+@pytest.mark.parametrize("truncation", CASES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_seed_gives_one_rollout_whichever_sampler_draws_it(models: dict[str, LanguageModel], kind: str, truncation: str):
-    theirs, ours = _both(models[kind], 16, **TRUNCATIONS[truncation])
+    theirs, ours = _both(models[kind], 16, **CASES[truncation])
     _require_equal(theirs, ours)
     assert 0 < int(ours.ended.sum()) < len(ours.ended)
 
@@ -69,33 +61,18 @@ def test_one_seed_gives_one_rollout_whichever_sampler_draws_it(models: dict[str,
 def test_log_probabilities_are_those_of_the_trainers_forward_pass(models: dict[str, LanguageModel], kind: str):
     model = models[kind]
     rollouts, _ = _both(model, temperature=0.7, top_p=0.9)
-    with torch.no_grad():
-        hidden = model.completion_hidden(rollouts.prompt_ids, rollouts.prompt_mask, rollouts.completion_ids, rollouts.completion_mask)
-    forward = logits_of(hidden, model.head).log_softmax(-1).gather(-1, rollouts.completion_ids[..., None])[..., 0]
+    forward = forward_logprobs(model, rollouts)
     mask = rollouts.completion_mask
     torch.testing.assert_close(rollouts.logprobs[mask], forward[mask], atol=1e-4, rtol=0)
     assert not rollouts.logprobs[~mask].any() and not rollouts.sampler_logprobs[~mask].any()
 
 
-def _exact(model: LanguageModel, prompt: list[int], params: SamplingParams) -> Tensor:
-    """[V]: the definition of a truncated distribution, token by token."""
-    logits = own_logits(model, prompt, [0])[0].detach().double()
-    masses = (logits / params.temperature).exp().tolist()
-    order = sorted(range(len(masses)), key=lambda i: -masses[i])[: params.top_k or len(masses)]
-    total, kept, mass = sum(masses[i] for i in order), [], 0.0
-    for i in order:
-        if mass < params.top_p * total and masses[i] >= params.min_p * max(masses):
-            kept.append(i)
-            mass += masses[i]
-    return torch.tensor([masses[i] / mass if i in kept else 0.0 for i in range(len(masses))])
-
-
-@pytest.mark.parametrize("truncation", TRUNCATIONS)
+@pytest.mark.parametrize("truncation", CASES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_samplers_draw_tokens_as_often_as_the_model_says(models: dict[str, LanguageModel], kind: str, truncation: str):
     model, count = models[kind], 3000
-    params = SamplingParams(1, **TRUNCATIONS[truncation])
-    exact = _exact(model, [2, 3], params)
+    params = SamplingParams(1, **CASES[truncation])
+    exact = exact_distribution(model, [2, 3], params)
     for sampler in (GenerateSampler(model, count, 10_000), InProcessSampler(model, count)):
         rollouts = sampler.sample([Example("a b", key=1)], count, params, seed=12)
         drawn = rollouts.completion_ids[:, 0]
