@@ -195,9 +195,9 @@ def test_no_examples_give_no_rows(sampler: VllmSampler):
 
 
 def test_the_engine_leaves_the_process_as_it_was(processes: Processes):
-    torch.manual_seed(1)
+    model = tiny_llama()
     state, threads, setter = torch.get_rng_state(), torch.get_num_threads(), torch.set_num_threads
-    sampler = VllmSampler(tiny_llama(), ColocatedVllm(CONFIG, processes, WINDOW, 8), processes, False, 2000)
+    sampler = VllmSampler(model, ColocatedVllm(CONFIG, processes, WINDOW, 8), processes, False, 2000)
     sampler.sync(0)
     _sample(sampler, 2, 2)
     assert torch.equal(torch.get_rng_state(), state)
