@@ -7,12 +7,15 @@ from pathlib import Path
 
 from gkd_rl.config.run import Config
 from gkd_rl.config.validate import validate
+from gkd_rl.console import PhaseTimes
 from gkd_rl.engine import Engine, Processes
 from gkd_rl.errors import UserError
 from gkd_rl.evaluation.evaluate import Evaluator
 from gkd_rl.models.language_model import LanguageModel, load_language_model
 from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_tokens, require_same_tokenizer
+from gkd_rl.rollout.completions import TeacherCompletions
+from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.generate import GenerateSampler
 from gkd_rl.rollout.sampler import InProcessSampler, Sampler
 from gkd_rl.rollout.vllm import Backend, VllmSampler, require_vllm
@@ -37,6 +40,8 @@ class Parts:
     reference: LocalTeacher | None
     evaluator: Evaluator
     held_out: list[Example]
+    completions: TeacherCompletions | None = None
+    """the teacher's completions of prompts, where off-policy rows carry them"""
 
 
 def build_parts(config: Config, processes: Processes, student_path: str | None = None, where: str = "student.path") -> Parts:
@@ -58,7 +63,7 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     if task.train_size is not None:
         training = [task.train_example(i) for i in range(min(task.train_size, config.task.train_examples or task.train_size))]
         check_prompts(config, tokenizer, training, "training")
-        if config.rollout.on_policy_share < 1:
+        if config.rollout.on_policy_share < 1 and config.rollout.completions == "dataset":
             for example in training:
                 completion_tokens(tokenizer, example, config.rollout.max_new_tokens)
     if teacher_source is not None:
@@ -67,24 +72,26 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     backend = _vllm_backend(config, processes) if config.rollout.sampler == "vllm" else None
     student = _load(path, where, config.student.dtype, config.student.trust_remote_code, processes)
     _check_context(config, student)
+    teacher = _teacher(config, processes)
     return Parts(
         task=task,
         rewards=rewards,
         student=student,
         sampler=_sampler(config, processes, student, backend),
-        teacher=_teacher(config, processes),
+        teacher=teacher,
         reference=_reference(config, processes, path, where),
         evaluator=Evaluator(rewards, config.objective, processes, config.engine.micro_batch_tokens, config.rollout.max_new_tokens),
         held_out=held_out,
+        completions=_completions(config, processes, student, teacher),
     )
 
 
-def build_engine(config: Config, processes: Processes, model: LanguageModel) -> Engine:
+def build_engine(config: Config, processes: Processes, model: LanguageModel, times: PhaseTimes) -> Engine:
     """DeepSpeed over ``model``, which is trained from here on."""
     head = model.module.get_output_embeddings()
     assert head is not None
     model.module.eval()  # dropout would make the policy that is trained another one than the policy that samples
-    return Engine(model.module, head, processes, config.engine, config.optimizer)
+    return Engine(model.module, head, processes, config.engine, config.optimizer, times)
 
 
 def try_rewards(rewards: WeightedSum, examples: list[Example]) -> None:
@@ -147,6 +154,23 @@ def _teacher(config: Config, processes: Processes) -> LocalTeacher | None:
     model = _load(config.teacher.path, "teacher.path", config.teacher.dtype, config.teacher.trust_remote_code, processes)
     model.module.requires_grad_(False)
     return LocalTeacher(model, 4 * config.engine.micro_batch_tokens)
+
+
+def _completions(config: Config, processes: Processes, student: LanguageModel, teacher: LocalTeacher | None) -> TeacherCompletions | None:
+    rollout = config.rollout
+    if rollout.completions == "dataset" or rollout.on_policy_share >= 1:
+        return None
+    assert teacher is not None, "validate asks for a teacher"
+    params = SamplingParams(rollout.max_new_tokens, temperature=rollout.completions_temperature)
+    settings = {
+        "teacher.path": config.teacher.path,
+        "rollout.max_new_tokens": rollout.max_new_tokens,
+        "rollout.completions_temperature": rollout.completions_temperature,
+        "seed": config.seed,
+    }
+    folder = Path(rollout.completions_dir or Path(config.run_dir) / "completions")
+    sampler = InProcessSampler(teacher.model, rollout.sampling_rows)
+    return TeacherCompletions(student, sampler, params, config.seed, folder, settings, processes.rank)
 
 
 def _reference(config: Config, processes: Processes, path: str, where: str) -> LocalTeacher | None:

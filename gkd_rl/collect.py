@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from gkd_rl.config.run import RolloutConfig
 from gkd_rl.config.validate import needs_teacher
@@ -10,10 +11,11 @@ from gkd_rl.errors import UserError
 from gkd_rl.models.tokenizers import prompt_tokens
 from gkd_rl.objective.gate import row_gates
 from gkd_rl.rollout.drawing import SamplingParams
+from gkd_rl.rollout.resample import Judged, replace_flat_groups
 from gkd_rl.rollout.rows import join
 from gkd_rl.rollout.sampler import dataset_rollouts
 from gkd_rl.run import Run
-from gkd_rl.run_log import rollout_health
+from gkd_rl.run_log import rollout_health, step_flops
 from gkd_rl.scoring import global_advantages, score_rollouts
 from gkd_rl.tasks.base import stream_example
 from gkd_rl.types import Example, Experience, Rollouts
@@ -22,18 +24,46 @@ from gkd_rl.types import Example, Experience, Rollouts
 def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
     """This rank's rollouts of ``step`` with rewards, advantages and the teacher's scores."""
     config, parts, times = run.config, run.parts, run.times
-    with times.phase("sample"), run.engine.gathered():
-        rollouts = _rollouts(run, _examples(run, step))
+    judged, figures = _judged(run, step)
+    rollouts, rewards = judged.rollouts, judged.rewards
     with times.phase("reward"):
-        rewards, components = score_rollouts(parts.rewards, rollouts)
         advantages = global_advantages(rewards, rollouts.group, config.objective.advantage, run.processes)
     with times.phase("teacher"):
         teacher = parts.teacher.score(rollouts) if parts.teacher is not None and needs_teacher(config) else None
         reference = parts.reference.score(rollouts) if parts.reference is not None else None
     gates = row_gates(rewards, rollouts.group, config.objective.gate)
-    experience = Experience(rollouts, rewards, components, advantages, teacher, reference, gates)
-    figures = rollout_health(experience, run.processes)
+    experience = Experience(rollouts, rewards, judged.components, advantages, teacher, reference, gates)
+    figures |= rollout_health(experience, run.processes)
+    scorers = [scorer for scorer, scores in ((parts.teacher, teacher), (parts.reference, reference)) if scorer is not None and scores]
+    scoring = sum(scorer.model.parameters for scorer in scorers)
+    figures |= step_flops(rollouts, parts.student.parameters, scoring, config.rollout.passes, config.rollout.per_prompt, run.processes)
     return experience, figures
+
+
+def _judged(run: Run, step: int) -> tuple[Judged, dict[str, float]]:
+    """The step's rollouts with rewards; fresh prompts take the place of groups that were judged alike, where that is asked for."""
+    pad = int(run.parts.student.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+    rounds = run.config.rollout.max_resamples
+    with run.engine.gathered():
+        judged = _with_rewards(run, _rollouts(run, _examples(run, step), step))
+        if not rounds:
+            return judged, {}
+        sampled_anew = lambda examples: _with_rewards(run, _sampled(run, examples))
+        judged, replaced = replace_flat_groups(judged, rounds, lambda place: _fresh_example(run, place), sampled_anew, pad)
+    return judged, run.processes.sum({"groups_resampled": float(replaced)})
+
+
+def _with_rewards(run: Run, rollouts: Rollouts) -> Judged:
+    with run.times.phase("reward"):
+        return Judged(rollouts, *score_rollouts(run.parts.rewards, rollouts))
+
+
+def _fresh_example(run: Run, place: int) -> Example | None:
+    """The stream's example at a place, None where its prompt is too long."""
+    config = run.config
+    example = stream_example(run.parts.task, place, config.seed, config.task.train_examples)
+    length = len(prompt_tokens(run.parts.student.tokenizer, example.prompt))
+    return example if length <= config.task.max_prompt_tokens else None
 
 
 def _examples(run: Run, step: int) -> list[Example]:
@@ -49,19 +79,34 @@ def _examples(run: Run, step: int) -> list[Example]:
     return run.processes.share(kept)
 
 
-def _rollouts(run: Run, examples: list[Example]) -> Rollouts:
-    """Sampled rows for a share λ of the examples, dataset rows for the others (one coin per example, the same in every rerun)."""
+def _rollouts(run: Run, examples: list[Example], step: int) -> Rollouts:
+    """Sampled rows for a share λ of the examples, given completions for the others (the same coins in every rerun)."""
     config, rollout = run.config, run.config.rollout
-    sampled = [e for e in examples if _coin(config.seed, e.key) < rollout.on_policy_share]
-    others = [e for e in examples if _coin(config.seed, e.key) >= rollout.on_policy_share]
+    coins = [_coin(config.seed, e.key if rollout.mixing == "example" else f"step {step}") for e in examples]
+    sampled = [e for e, coin in zip(examples, coins, strict=True) if coin < rollout.on_policy_share]
+    others = [e for e, coin in zip(examples, coins, strict=True) if coin >= rollout.on_policy_share]
     parts: list[Rollouts] = []
     if sampled or not others:  # a rank may have no examples at all
-        params = sampling_params(rollout)
-        parts.append(run.parts.sampler.sample(sampled, rollout.per_prompt, params, config.seed))
+        parts.append(_sampled(run, sampled))
     if others:
-        rows = [example for example in others for _ in range(rollout.per_prompt)]
-        parts.append(dataset_rollouts(run.parts.student, rows, rollout.max_new_tokens, run.parts.sampler.version))
+        parts.append(_given(run, others))
     return join(parts, int(run.parts.student.tokenizer.pad_token_id))  # pyright: ignore[reportArgumentType]
+
+
+def _sampled(run: Run, examples: Sequence[Example]) -> Rollouts:
+    rollout = run.config.rollout
+    with run.times.phase("sample"):
+        return run.parts.sampler.sample(examples, rollout.per_prompt, sampling_params(rollout), run.config.seed)
+
+
+def _given(run: Run, examples: Sequence[Example]) -> Rollouts:
+    """Off-policy rows: the dataset's completions, or the teacher's."""
+    rollout, version = run.config.rollout, run.parts.sampler.version
+    if run.parts.completions is not None:
+        with run.times.phase("teacher"):
+            return run.parts.completions.rollouts(examples, rollout.per_prompt, version)
+    rows = [example for example in examples for _ in range(rollout.per_prompt)]
+    return dataset_rollouts(run.parts.student, rows, rollout.max_new_tokens, version)
 
 
 def sampling_params(rollout: RolloutConfig) -> SamplingParams:
@@ -78,6 +123,6 @@ def sampling_params(rollout: RolloutConfig) -> SamplingParams:
     )
 
 
-def _coin(seed: int, key: int) -> float:
+def _coin(seed: int, key: int | str) -> float:
     digest = hashlib.blake2b(f"lambda/{seed}/{key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

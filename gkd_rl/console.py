@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 
 class Terminal:
@@ -24,16 +25,15 @@ class Terminal:
     def bar(self, what: str, total: int) -> Iterator[Bar]:
         """A bar for ``total`` steps of ``what``, with rate and remaining time. Without a terminal: a line now and then."""
         columns = (
-            TextColumn("{task.description:<24}"),
-            BarColumn(bar_width=24),
+            TextColumn("{task.description:<11}"),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[rate]}"),
-            TextColumn("{task.fields[figures]}"),
         )
-        with Progress(*columns, console=self.console, transient=False, disable=not self.console.is_terminal) as progress:
+        with _Progress(*columns, console=self.console, transient=False, disable=not self.console.is_terminal) as progress:
             yield Bar(self, progress, what, total)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -43,6 +43,14 @@ class Terminal:
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
+
+
+class _Progress(Progress):
+    """Bars with their figures on a line of their own: beside the bar they would push it out of a narrow terminal."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(f"  {task.fields['figures']}", no_wrap=True, overflow="ellipsis") for task in self.tasks if task.fields["figures"])
 
 
 class Bar:
@@ -65,15 +73,24 @@ class Bar:
 
 
 class PhaseTimes:
-    """Seconds spent in each phase of the run."""
+    """Seconds spent in each phase of the run; a phase within another counts for itself only."""
 
-    def __init__(self) -> None:
+    def __init__(self, synchronize: Callable[[], None] = lambda: None) -> None:
         self.seconds: dict[str, float] = {}
+        self.synchronize = synchronize
+        """Waits until a device that works by itself has done what it was given."""
+        self._within: list[float] = []
+        """Per phase that is open: seconds of the phases within it."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
+        self._within.append(0.0)
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            self.synchronize()
+            spent = time.perf_counter() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent - self._within.pop()
+            if self._within:
+                self._within[-1] += spent

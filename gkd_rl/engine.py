@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gkd_rl.config.run import EngineConfig, OptimizerConfig
+from gkd_rl.console import PhaseTimes
 from gkd_rl.errors import UserError
 from gkd_rl.types import Experience
 
@@ -132,8 +133,17 @@ class _Compute(nn.Module):
 class Engine:
     """DeepSpeed ZeRO over one model: updates, gathering for generation, state."""
 
-    def __init__(self, model: nn.Module, head: nn.Module, processes: Processes, config: EngineConfig, optimizer: OptimizerConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        head: nn.Module,
+        processes: Processes,
+        config: EngineConfig,
+        optimizer: OptimizerConfig,
+        times: PhaseTimes | None = None,
+    ) -> None:
         deepspeed = _import_deepspeed()
+        self.times = times or PhaseTimes()
         self.processes = processes
         self.config = config
         self.optimizer_config = optimizer
@@ -165,10 +175,12 @@ class Engine:
         for number in range(rounds):
             self.deepspeed.set_gradient_accumulation_boundary(number == rounds - 1)
             micro_batch = micro_batches[number] if number < len(micro_batches) else None
-            loss = self.deepspeed(lambda micro_batch=micro_batch: forward(micro_batch) * self.processes.count)
-            self.deepspeed.backward(loss, scale_wrt_gas=False)
-        norm = self._gradient_norm()
-        self.deepspeed.step()
+            with self.times.phase("student"):
+                loss = self.deepspeed(lambda micro_batch=micro_batch: forward(micro_batch) * self.processes.count)
+                self.deepspeed.backward(loss, scale_wrt_gas=False)
+        with self.times.phase("optimiser"):
+            norm = self._gradient_norm()
+            self.deepspeed.step()
         ours = self.deepspeed.get_global_grad_norm()
         return norm if ours is None else float(ours)
 

@@ -77,17 +77,18 @@ def finished(config: Config) -> dict[str, Any] | None:
 
 def assemble(config: Config, processes: Processes, parts: Parts, folder: RunFolder | None, terminal: Terminal) -> Run:
     torch.manual_seed(config.seed)
+    times = PhaseTimes(torch.cuda.synchronize if processes.device.type == "cuda" else lambda: None)
     return Run(
         config=config,
         processes=processes,
         parts=parts,
-        engine=build_engine(config, processes, parts.student),
+        engine=build_engine(config, processes, parts.student, times),
         learner=Learner(parts.student, config.objective),
         buffer=SamplingBuffer(config.rollout.max_staleness, int(parts.student.tokenizer.pad_token_id)),  # pyright: ignore[reportArgumentType]
         history=ScoreHistory(),
         folder=folder,
         terminal=terminal,
-        times=PhaseTimes(),
+        times=times,
     )
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from gkd_rl.engine import Processes
-from gkd_rl.types import Experience, ObjectiveResult
+from gkd_rl.types import Experience, ObjectiveResult, Rollouts
 
 
 def rollout_health(experience: Experience, processes: Processes) -> dict[str, float]:
@@ -42,6 +42,24 @@ def rollout_health(experience: Experience, processes: Processes) -> dict[str, fl
     for name in experience.components:
         figures[f"reward_{name}"] = sums[f"reward_{name}"] / max(sums[f"count_{name}"], 1.0)
     return figures if sums["rows"] else {}
+
+
+def step_flops(rollouts: Rollouts, student: int, scoring: int, passes: int, per_prompt: int, processes: Processes) -> dict[str, float]:
+    """Floating-point operations of a step over all ranks, 2 for each parameter and token forward and 4 backward; attention is left out.
+
+    ``student`` and ``scoring`` are numbers of parameters, those of teacher and reference together. Generation reads a prompt once for its
+    whole group.
+    """
+    prompts, completions = rollouts.prompt_mask.sum(1), rollouts.completion_mask.sum(1)
+    sampled = float((prompts / per_prompt + completions)[rollouts.on_policy].sum())
+    tokens = float((prompts + completions).sum())
+    return processes.sum(
+        {
+            "flops_generation": 2.0 * student * sampled,
+            "flops_teacher": 2.0 * scoring * tokens,
+            "flops_student": 6.0 * student * tokens * passes,
+        }
+    )
 
 
 def _bigrams(experience: Experience) -> dict[str, float]:

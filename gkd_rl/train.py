@@ -85,7 +85,7 @@ def _step(run: Run, step: int) -> dict[str, float]:
     lr = learning_rate(config.optimizer, step, config.max_steps)
     record = run.config.log_rollouts_every and step % run.config.log_rollouts_every == 0
     learner.sums, learner.records, norms = {}, [] if record else None, []
-    with run.times.phase("update"):
+    with run.times.phase("batching"):  # and what is not the student's or the optimiser's of an update
         groups = sorted({group for part in run.processes.gather(run.buffer.groups()) for group in part})
         for number, part in enumerate(run.buffer.updates(config.rollout.passes, config.rollout.updates_per_pass, step, groups)):
             if number == config.rollout.updates_per_pass:

@@ -55,9 +55,10 @@ def language_model(arguments: argparse.Namespace) -> tuple[LanguageModel, LlamaF
         initializer_range=0.02,
     )
     ends = list(range(1, 1 + arguments.vocabulary // 100)) if arguments.mixed else [1]
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(arguments.vocabulary)}, unk_token="w2"))
+    names = ["<pad>", "<end>", *(f"w{i}" for i in range(2, arguments.vocabulary))]
+    words = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="w2"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w0")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<pad>")
     model = LlamaForCausalLM(config).to(arguments.device, getattr(torch, arguments.dtype)).eval()
     assert model.generation_config is not None
     model.generation_config.eos_token_id = ends

@@ -111,7 +111,17 @@ class RolloutConfig:
     stop_token_ids: list[int] = field(default_factory=list)
     """Tokens that end an answer beside the model's end tokens."""
     on_policy_share: float = 1.0
-    """λ: share of prompts answered by the student; the rest carry the dataset's completion."""
+    """λ: share of prompts answered by the student; the rest carry a completion that is not its own."""
+    mixing: Literal["example", "batch"] = "example"
+    """Whether λ's coin is tossed for each prompt, or once for the whole batch of a step (GKD's algorithm 1)."""
+    completions: Literal["dataset", "teacher"] = "dataset"
+    """Whose completions the other rows carry: the dataset's, or the teacher's own, generated once and kept on disk."""
+    completions_dir: str | None = None
+    """Folder of the teacher's completions, which several runs may share; by default ``RUN_DIR/completions``."""
+    completions_temperature: float = 1.0
+    """Temperature at which the teacher's completions are sampled; 0: its likeliest token at each place."""
+    max_resamples: int = 0
+    """How often, within a step, groups whose answers were all judged alike make room for fresh prompts (DAPO); 0: never."""
     passes: int = 1
     """Passes over each batch of rollouts."""
     updates_per_pass: int = 1

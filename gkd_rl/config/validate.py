@@ -11,6 +11,9 @@ from gkd_rl.errors import UserError
 from gkd_rl.objective.schedule import weights_at
 from gkd_rl.objective.validate import validate_objective
 
+MOST_RESAMPLES = 14
+"""Rounds that a stream of 2³² examples has room for."""
+
 RESUME = ("never", "auto", "new")
 
 _AT_LEAST = {
@@ -26,6 +29,8 @@ _AT_LEAST = {
     "rollout.top_k": 0,
     "rollout.min_new_tokens": 0,
     "rollout.vllm.retries": 0,
+    "rollout.max_resamples": 0,
+    "rollout.completions_temperature": 0,
     "optimizer.warmup_steps": 0,
     "optimizer.weight_decay": 0,
     "optimizer.max_grad_norm": 0,
@@ -109,6 +114,14 @@ def _complaints(config: Config) -> Iterator[str]:
             f"rollout.min_new_tokens is {config.rollout.min_new_tokens}, above rollout.max_new_tokens="
             f"{config.rollout.max_new_tokens}; lower it"
         )
+    if config.rollout.max_resamples and config.rollout.per_prompt < 2:
+        yield "rollout.max_resamples replaces groups that are judged alike, and rollout.per_prompt is 1; set it to 0, or sample groups"
+    if config.rollout.max_resamples > MOST_RESAMPLES:
+        yield f"rollout.max_resamples is {config.rollout.max_resamples}; it must be at most {MOST_RESAMPLES}"
+    if config.rollout.completions == "teacher" and config.teacher.path is None:
+        yield "rollout.completions is 'teacher' but no teacher is configured; set teacher.path, or rollout.completions=dataset"
+    if config.rollout.completions == "teacher" and config.rollout.on_policy_share >= 1:
+        yield "rollout.completions is 'teacher' but every row is sampled from the student; lower rollout.on_policy_share (λ)"
     if "" in config.rollout.stop:
         yield "rollout.stop holds an empty text, which every answer contains; remove it"
     if config.rollout.sampler == "vllm":

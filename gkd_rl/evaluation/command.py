@@ -42,6 +42,6 @@ def _rows(result: Evaluation) -> list[tuple[str, str]]:
         ("tokens/s sampled", f"{result.tokens / result.seconds:,.0f}"),
     ]
     if result.divergence is not None and result.reverse_kl is not None:
-        rows.append(("divergence to teacher, per token", f"{result.divergence:.4f}"))
+        rows.append(("divergence to teacher", f"{result.divergence:.4f}"))
         rows.append(("  KL(student‖teacher)", f"{result.reverse_kl:.4f}"))
     return rows

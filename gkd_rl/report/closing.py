@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ def close_run(folder: Path, summary: Mapping[str, Any]) -> None:
         ["", *(name for name, _ in shown)],
         [[label, *(_cell(kind, values, summary) for _, values in shown)] for label, kind in _ROWS],
     )
-    terminal.table("where the time went", ["phase", "seconds", "share"], _phases(summary["phase_seconds"]))
+    terminal.table("where the time went", ["phase", "seconds", "share", "TFLOP"], _phases(summary["phase_seconds"], read_metrics(folder)))
     terminal.say(f"picture    {picture}")
     terminal.say(f"model      {folder / 'model'}   (AutoModelForCausalLM.from_pretrained or its encoder-decoder twin)")
     terminal.say(f"next       gkd-rl evaluate {folder / 'config.yaml'} model={folder / 'model'} evaluation.samples=8")
@@ -33,7 +33,7 @@ _ROWS = (
     ("greedy accuracy", "accuracy"),
     ("  95% interval", "interval"),
     ("mean reward of samples", "reward"),
-    ("divergence to teacher, per token", "divergence"),
+    ("divergence to teacher", "divergence"),
     ("  KL(student‖teacher)", "reverse_kl"),
     ("tokens per answer", "length"),
     ("parameters", "parameters"),
@@ -41,10 +41,17 @@ _ROWS = (
 )
 
 
-def _phases(seconds: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """Name, seconds and share of each phase, largest first."""
+_WORK = {"sample": "flops_generation", "teacher": "flops_teacher", "student": "flops_student"}
+
+
+def _phases(seconds: Mapping[str, float], metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """Name, seconds, share and arithmetic of each phase, largest first."""
     total = sum(seconds.values()) or 1.0
-    return [(name, f"{spent:.1f}", f"{spent / total:.0%}") for name, spent in sorted(seconds.items(), key=lambda item: -item[1])]
+    rows = []
+    for name, spent in sorted(seconds.items(), key=lambda item: -item[1]):
+        work = f"{sum(row.get(_WORK[name], 0.0) for row in metrics) / 1e12:.3g}" if name in _WORK else ""
+        rows.append((name, f"{spent:.1f}", f"{spent / total:.0%}", work))
+    return rows
 
 
 def _cell(kind: str, values: Mapping[str, Any], summary: Mapping[str, Any]) -> str:

@@ -93,6 +93,7 @@ def _invert(logits: Tensor, uniforms: Tensor, consume: bool) -> tuple[Tensor, Te
     before = torch.where(block > 0, sums.gather(-1, (block - 1).clamp_min(0)), 0.0)
     inside = blocks.gather(1, block[..., None].expand(-1, -1, blocks.shape[-1]))[:, 0].double().cumsum(-1)
     tokens = block * blocks.shape[-1] + _first_above(inside, uniforms[:, None] * total - before)
+    tokens = tokens.clamp(max=logits.shape[-1] - 1)
     logprobs = weights.gather(-1, tokens).double().log() - total.log()
     return tokens[:, 0], logprobs[:, 0].float()
 
@@ -109,7 +110,7 @@ def _in_blocks(weights: Tensor) -> Tensor:
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
     """[B, 1] first place where rising sums [B, n] exceed the target [B, 1]. Rounding may put a target outside; weight 0 is never hit."""
     within = torch.minimum(target.clamp_min(0), cumulative[:, -1:] * (1 - 1e-14))
-    return torch.searchsorted(cumulative, within, right=True)
+    return torch.searchsorted(cumulative, within, right=True).clamp(max=cumulative.shape[-1] - 1)  # NaN is found past the end
 
 
 def _truncate(scaled: Tensor, params: SamplingParams) -> Tensor:

@@ -158,6 +158,13 @@ def dataset_rollouts(model: LanguageModel, examples: Sequence[Example], max_new_
     Raises ``UserError`` for an example without one, or with one of more than ``max_new_tokens`` tokens.
     """
     rows = [completion_tokens(model.tokenizer, example, max_new_tokens) for example in examples]
+    return given_rollouts(model, examples, rows, [True] * len(rows), version)
+
+
+def given_rollouts(
+    model: LanguageModel, examples: Sequence[Example], rows: Sequence[Sequence[int]], ended: Sequence[bool], version: int
+) -> Rollouts:
+    """Off-policy rows whose completions are given as tokens; ``ended`` says which of them were not cut off."""
     prompt_ids, prompt_mask = encode_prompts(model, [prompt_tokens(model.tokenizer, e.prompt) for e in examples])
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), int(model.tokenizer.pad_token_id))  # pyright: ignore[reportArgumentType]
@@ -177,7 +184,7 @@ def dataset_rollouts(model: LanguageModel, examples: Sequence[Example], max_new_
         on_policy=torch.zeros(len(rows), dtype=torch.bool, device=ids.device),
         group=torch.tensor([e.key for e in examples], device=ids.device),
         version=torch.full((len(rows),), version, device=ids.device),
-        ended=torch.ones(len(rows), dtype=torch.bool, device=ids.device),
+        ended=torch.tensor(ended, dtype=torch.bool, device=ids.device),
         texts=decode(model, ids, mask),
     )
 

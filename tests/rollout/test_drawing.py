@@ -129,3 +129,9 @@ def test_uniforms_are_uniform():
     numbers = row_uniforms([(0, key, place) for key in range(100) for place in range(4)], 25).flatten()
     statistic, freedom = chi_square_of(torch.histc(numbers.float(), 20, 0, 1), torch.full((20,), 0.05))
     assert statistic < chi_square_limit(freedom)
+
+
+def test_logits_that_are_no_numbers_give_tokens_of_the_vocabulary():
+    """A diverged policy is reported by what follows; drawing from it must not fail in a way of its own."""
+    tokens, policy, _ = draw(torch.full((2, 7), torch.nan), torch.tensor([0.2, 0.9], dtype=torch.float64), CASES["plain"])
+    assert ((tokens >= 0) & (tokens < 7)).all() and policy.isnan().all()

@@ -12,6 +12,8 @@ import pytest
 import torch
 from workbench import Models, Outcome, check_final_model, check_folder, check_rollouts_against_models, load, rows_of
 
+from gkd_rl.models.tokenizers import load_tokenizer, prompt_tokens
+
 
 @pytest.fixture
 def train(cli: Callable[..., Outcome], small: Path, tmp_path: Path) -> Callable[..., tuple[Any, Any, Any]]:
@@ -158,6 +160,47 @@ def test_cross_entropy_on_dataset_rows_joins_the_other_terms(train) -> None:
         assert row["cross_entropy_loss"] > 0 and row["divergence_loss"] > 0
         parts = row["cross_entropy_loss"] + row["divergence_loss"] + row["reward_loss"]
         assert row["loss"] == pytest.approx(parts)
+
+
+SEQKD = ["rollout.on_policy_share=0", "rollout.completions=teacher", "objective.reward_weight=0", "objective.divergence_weight=0"]
+
+
+def test_sequence_level_distillation_is_a_configuration(train, models: Models, tmp_path: Path) -> None:
+    """The student learns the teacher's own completions by cross-entropy; the same ones come from the store in another run."""
+    settings = [*SEQKD, "objective.cross_entropy_weight=1", "rollout.completions_temperature=0", "rollout.per_prompt=1"]
+    store = tmp_path / "completions"
+    metrics, rollouts, _ = train(*settings, f"rollout.completions_dir={store}")
+    assert all(row["loss"] == row["cross_entropy_loss"] > 0 for row in metrics)
+    assert not any(row["on_policy"] for row in rollouts)
+    teacher, tokenizer = load(models.teacher), load_tokenizer(models.teacher, "teacher.path", False)
+    for row in rollouts:
+        prompt = torch.tensor([prompt_tokens(tokenizer, row["prompt"])])
+        answer = teacher.generate(prompt, do_sample=False, max_new_tokens=10, pad_token_id=0)[0, prompt.shape[1] :].tolist()
+        assert row["tokens"] == answer
+    kept = (store / "rank-0.jsonl").read_bytes()
+    _, again, _ = train(*settings, f"rollout.completions_dir={store}", "resume=new")
+    assert again == rollouts and (store / "rank-0.jsonl").read_bytes() == kept
+
+
+def test_one_coin_for_a_whole_batch_gives_batches_of_one_kind(cli, small: Path, tmp_path: Path) -> None:
+    mixed = ["rollout.on_policy_share=0.5", "rollout.mixing=batch", "rollout.max_new_tokens=100", "max_steps=8", "evaluation.teacher=false"]
+    assert cli("train", small, f"run_dir={tmp_path / 'run'}", *mixed).status == 0
+    kinds: dict[int, set[bool]] = {}
+    for row in rows_of(tmp_path / "run" / "rollouts.jsonl"):
+        kinds.setdefault(row["step"], set()).add(row["on_policy"])
+    assert all(len(kind) == 1 for kind in kinds.values()) and {True, False} == set().union(*kinds.values())
+
+
+def test_groups_judged_alike_make_room_for_fresh_prompts(train, tmp_path: Path) -> None:
+    (tmp_path / "longer.py").write_text(
+        "def longer(prompts, completions, **columns):\n    return [float(len(text) > 30) for text in completions]\n"
+    )
+    longer = "rewards=[{path: " + f"'{tmp_path / 'longer.py'}:longer'" + "}]"
+    plain, _, _ = train(longer)
+    metrics, rollouts, _ = train(longer, "rollout.max_resamples=8", "resume=new")
+    assert sum(row["rows_without_advantage"] for row in metrics) < sum(row["rows_without_advantage"] for row in plain)
+    assert all(row["groups_resampled"] > 0 for row in metrics)
+    assert any(row["example"] >= 2**28 for row in rollouts)
 
 
 # updates and terms
