@@ -107,7 +107,8 @@ class VllmServer:
                     break
             except (urllib.error.URLError, HTTPException, OSError, ValueError) as error:
                 problem = str(getattr(error, "reason", None) or error)
-        raise UserError(f"rollout.vllm.url: {self.url}{path} failed after {attempt + 1} attempts: {problem}; see the server's log")
+        tried = f"attempt {attempt + 1} of {self.config.retries + 1}"
+        raise UserError(f"rollout.vllm.url: {self.url}{path} failed ({tried}): {problem}; see the server's log")
 
 
 def _said(error: urllib.error.HTTPError) -> str:
