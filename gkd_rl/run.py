@@ -111,7 +111,8 @@ def start_or_resume(run: Run) -> tuple[int, dict[str, Any]]:
         heads = [None if part is None else part.head for part in (run.parts.teacher, run.parts.reference)]
         checkpoints.restore(place, run.engine, run.buffer, run.ahead, *heads)
         run.history.load_state_dict(state["history"])
-        run.parts.sampler.sync(state["step"])
+        with run.engine.gathered():
+            run.parts.sampler.sync(state["step"])
         if run.folder is not None:
             run.folder.rewind(state["positions"])
         run.terminal.say(f"resumed from {place} ({state['step']} of {run.config.max_steps} steps done)")
@@ -129,6 +130,7 @@ def evaluate_before(run: Run) -> dict[str, Any]:
             summary["teacher"] = _row(parts.evaluator(parts.teacher.model, sampler, parts.held_out))
             summary["teacher"]["parameters"] = parts.teacher.model.parameters
         bar.advance()
+        parts.sampler.sync(0)
         summary["before"] = _row(parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teacher))
         bar.advance()
     run.history.observe(summary["before"]["accuracy"])
