@@ -13,7 +13,7 @@ from gkd_rl.errors import UserError
 from gkd_rl.evaluation.evaluate import Evaluator
 from gkd_rl.models.language_model import LanguageModel, load_language_model
 from gkd_rl.models.source import resolve
-from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_tokens, require_same_tokenizer
+from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_tokens
 from gkd_rl.rollout.ahead import CopySampler
 from gkd_rl.rollout.completions import TeacherCompletions
 from gkd_rl.rollout.drawing import SamplingParams
@@ -24,6 +24,7 @@ from gkd_rl.rollout.vllm_engine import ColocatedVllm
 from gkd_rl.rollout.vllm_server import VllmServer
 from gkd_rl.scoring import make_rewards, score_texts
 from gkd_rl.tasks.base import Task, make_task
+from gkd_rl.teacher.build import Teaching, build_teaching, check_taught, check_teaching
 from gkd_rl.teacher.local import LocalTeacher
 from gkd_rl.types import Example
 from reward_models.combine import WeightedSum
@@ -39,7 +40,7 @@ class Parts:
     sampler: Sampler
     evaluation_sampler: Sampler
     """always of the student as it is"""
-    teacher: LocalTeacher | None
+    teaching: Teaching
     reference: LocalTeacher | None
     evaluator: Evaluator
     held_out: list[Example]
@@ -54,7 +55,6 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
         require_vllm(config.rollout.vllm)
     path = student_path or config.student.path
     source = resolve(path, where)
-    teacher_source = resolve(config.teacher.path, "teacher.path") if config.teacher.path else None
     task = make_task(config)
     rewards = make_rewards(config.rewards if config.rewards is not None else task.default_rewards())
     held_out = task.held_out(config.evaluation.examples)
@@ -63,19 +63,19 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     try_rewards(rewards, held_out)
     tokenizer = load_tokenizer(source, where, config.student.trust_remote_code)
     check_prompts(config, tokenizer, held_out, "held-out")
+    check_taught(config, held_out)
     if task.train_size is not None:
         training = [task.train_example(i) for i in range(min(task.train_size, config.task.train_examples or task.train_size))]
         check_prompts(config, tokenizer, training, "training")
+        check_taught(config, training)
         if config.rollout.on_policy_share < 1 and config.rollout.completions == "dataset":
             for example in training:
                 completion_tokens(tokenizer, example, config.rollout.max_new_tokens)
-    if teacher_source is not None:
-        theirs = load_tokenizer(teacher_source, "teacher.path", config.teacher.trust_remote_code)
-        require_same_tokenizer(tokenizer, theirs)
+    check_teaching(config, tokenizer)
     backend = _vllm_backend(config, processes) if config.rollout.sampler == "vllm" else None
     student = _load(path, where, config.student.dtype, config.student.trust_remote_code, processes)
     _check_context(config, student)
-    teacher = _teacher(config, processes)
+    teaching = build_teaching(config, processes, tokenizer)
     sampler = _sampler(config, processes, student, backend)
     return Parts(
         task=task,
@@ -83,11 +83,11 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
         student=student,
         sampler=sampler,
         evaluation_sampler=InProcessSampler(student, config.rollout.sampling_rows) if config.rollout.overlap else sampler,
-        teacher=teacher,
+        teaching=teaching,
         reference=_reference(config, processes, path, where),
         evaluator=Evaluator(rewards, config.objective, processes, config.engine.micro_batch_tokens, config.rollout.max_new_tokens),
         held_out=held_out,
-        completions=_completions(config, processes, student, teacher),
+        completions=_completions(config, processes, student, teaching),
     )
 
 
@@ -153,19 +153,11 @@ def _sampler(config: Config, processes: Processes, student: LanguageModel, backe
     return (CopySampler if config.rollout.overlap else InProcessSampler)(student, config.rollout.sampling_rows)
 
 
-def _teacher(config: Config, processes: Processes) -> LocalTeacher | None:
-    if config.teacher.path is None:
-        return None
-    model = _load(config.teacher.path, "teacher.path", config.teacher.dtype, config.teacher.trust_remote_code, processes)
-    model.module.requires_grad_(False)
-    return LocalTeacher(model, 4 * config.engine.micro_batch_tokens)
-
-
-def _completions(config: Config, processes: Processes, student: LanguageModel, teacher: LocalTeacher | None) -> TeacherCompletions | None:
+def _completions(config: Config, processes: Processes, student: LanguageModel, teaching: Teaching) -> TeacherCompletions | None:
     rollout = config.rollout
     if rollout.completions == "dataset" or rollout.on_policy_share >= 1:
         return None
-    assert teacher is not None, "validate asks for a teacher"
+    assert teaching.model is not None, "validate asks for one"
     params = SamplingParams(rollout.max_new_tokens, temperature=rollout.completions_temperature)
     settings = {
         "teacher.path": config.teacher.path,
@@ -174,7 +166,7 @@ def _completions(config: Config, processes: Processes, student: LanguageModel, t
         "seed": config.seed,
     }
     folder = Path(rollout.completions_dir or Path(config.run_dir) / "completions")
-    sampler = InProcessSampler(teacher.model, rollout.sampling_rows)
+    sampler = InProcessSampler(teaching.model, rollout.sampling_rows)
     return TeacherCompletions(student, sampler, params, config.seed, folder, settings, processes.rank)
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gkd_rl.config.load import differences, load_config, value_at
 from gkd_rl.config.run import Config, VllmConfig
@@ -23,12 +24,14 @@ from gkd_rl.errors import UserError
 from gkd_rl.rollout.ahead import Ahead
 from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.run_folder import RunFolder, remove_tree, write_atomically
-from gkd_rl.types import Head
+from gkd_rl.types import Heads
 
 CHANGEABLE = (
     *("run_dir", "max_steps", "resume", "data_dir", "model", "log_rollouts_every", "engine.micro_batch_tokens", "engine.threads"),
     *("evaluation.every", "evaluation.during_examples", "evaluation.samples"),
     *(f"rollout.vllm.{item.name}" for item in fields(VllmConfig)),
+    *("teacher.url", "teacher.rows_per_request", "teacher.concurrency", "teacher.retries", "teacher.retry_seconds", "teacher.timeout"),
+    *("teacher.api_key_env", "teacher.cache"),
 )
 """Settings that may differ where a run is continued."""
 
@@ -41,9 +44,19 @@ class Checkpoints:
         self.keep = keep
 
     def save(
-        self, step: int, engine: Engine, buffer: SamplingBuffer, ahead: Ahead | None, run: RunFolder | None, state: Mapping[str, Any]
+        self,
+        step: int,
+        engine: Engine,
+        buffer: SamplingBuffer,
+        ahead: Ahead | None,
+        run: RunFolder | None,
+        state: Mapping[str, Any],
+        teachers: Sequence[Mapping[str, Tensor]] = (),
     ) -> None:
-        """Write the checkpoint of ``step`` finished steps; every rank calls it, the main one has the ``run`` folder."""
+        """Write the checkpoint of ``step`` finished steps; every rank calls it, the main one has the ``run`` folder.
+
+        ``teachers`` are the weights of those that change in the course of the run, alike on all ranks.
+        """
         processes = engine.processes
         aside, place = self.folder / f".step-{step:08d}", self.folder / f"step-{step:08d}"
         if processes.is_main:
@@ -54,6 +67,8 @@ class Checkpoints:
         torch.save(buffer.state_dict(), aside / f"buffer-{processes.rank}.pt")
         if ahead is not None:
             torch.save(ahead.state_dict(), aside / f"ahead-{processes.rank}.pt")
+        if processes.is_main and teachers:
+            torch.save([dict(weights) for weights in teachers], aside / "teachers.pt")
         processes.barrier()
         if run is not None:
             whole = {**state, "step": step, "ranks": processes.count, "positions": run.positions()}
@@ -73,7 +88,7 @@ class Checkpoints:
         return None
 
     def restore(
-        self, place: Path, engine: Engine, buffer: SamplingBuffer, ahead: Ahead | None, teacher: Head | None, reference: Head | None
+        self, place: Path, engine: Engine, buffer: SamplingBuffer, ahead: Ahead | None, teacher: Heads | None, reference: Heads | None
     ) -> None:
         """Load weights, optimiser and this rank's buffer and sampling ahead. Both hold tensors and plain values only."""
         rank, device = engine.processes.rank, engine.processes.device
@@ -87,6 +102,13 @@ class Checkpoints:
         buffer.load_state_dict(state, teacher, reference)
         if ahead is not None:
             ahead.load_state_dict(begun)
+
+    def teachers(self, place: Path, engine: Engine) -> list[dict[str, Tensor]]:
+        """The weights of teachers that change, of a checkpoint."""
+        file = place / "teachers.pt"
+        if not file.is_file():
+            raise UserError(f"the checkpoint {place} holds no teachers.pt; remove it to continue from an earlier one")
+        return torch.load(file, map_location=engine.processes.device, weights_only=True)
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))

@@ -91,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     _configured(commands, "sft", _sft, "fine-tune the student on the task's own solutions first", _SFT)
     _configured(commands, "ablate", _ablate, "run a grid of settings with several seeds", _ABLATE)
+    caching = _configured(
+        commands, "cache-teacher", _cache_teacher, "keep the teacher's scores of the dataset's completions on disk", _CACHE
+    )
+    caching.add_argument("--out", required=True, metavar="DIR", help="folder of the cache; one that was begun is completed")
     grade = commands.add_parser(
         "grade",
         help="grade answers in a file against references",
@@ -121,6 +125,13 @@ _SFT = """
 _ABLATE = """
   ablation.grid={objective.alpha: [0, 0.5, 1]}          key → values; every combination is run
   ablation.seeds=[0,1,2]                                with each seed
+"""
+
+
+_CACHE = """
+  teacher.path, or teacher.url and teacher.served_model  whose scores
+  teacher.top_k=64                                       log-probabilities kept per token
+  task.train_examples                                    of how many examples (default: all)
 """
 
 
@@ -167,6 +178,16 @@ def _sft(parsed: argparse.Namespace) -> int:
     from gkd_rl.sft import sft
 
     return _close(config.run_dir, sft(config))
+
+
+def _cache_teacher(parsed: argparse.Namespace) -> int:
+    from gkd_rl.config.load import load_config
+
+    config = load_config(parsed.config, parsed.overrides)
+    from gkd_rl.cache_teacher import cache_teacher
+
+    cache_teacher(config, parsed.out)
+    return 0
 
 
 def _close(run_dir: str, summary: dict) -> int:

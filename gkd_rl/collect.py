@@ -36,13 +36,12 @@ def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
     with times.phase("reward"):
         advantages = global_advantages(rewards, rollouts.group, config.objective.advantage, run.processes)
     with times.phase("teacher"):
-        teacher = parts.teacher.score(rollouts) if parts.teacher is not None and needs_teacher(config) else None
+        teacher = parts.teaching.teacher.score(rollouts) if parts.teaching.teacher is not None and needs_teacher(config) else None
         reference = parts.reference.score(rollouts) if parts.reference is not None else None
     gates = row_gates(rewards, rollouts.group, config.objective.gate)
     experience = Experience(rollouts, rewards, judged.components, advantages, teacher, reference, gates)
     figures |= rollout_health(experience, run.processes)
-    scorers = [scorer for scorer, scores in ((parts.teacher, teacher), (parts.reference, reference)) if scorer is not None and scores]
-    scoring = sum(scorer.model.parameters for scorer in scorers)
+    scoring = (parts.teaching.parameters if teacher is not None else 0) + (parts.reference.model.parameters if parts.reference else 0)
     figures |= step_flops(rollouts, parts.student.parameters, scoring, config.rollout.passes, config.rollout.per_prompt, run.processes)
     return experience, figures
 

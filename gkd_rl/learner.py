@@ -17,7 +17,7 @@ from gkd_rl.models.language_model import LanguageModel
 from gkd_rl.objective.fused import fused_objective
 from gkd_rl.objective.schedule import TermWeights
 from gkd_rl.rollout.rows import on_device
-from gkd_rl.types import Experience, Gates, GlobalCounts, Head, ObjectiveResult, TokenBatch
+from gkd_rl.types import Experience, Gates, GlobalCounts, Head, HiddenScores, MixtureScores, ObjectiveResult, TeacherScores, TokenBatch
 
 
 @dataclass
@@ -54,7 +54,6 @@ class Learner:
         mask = rollouts.completion_mask
         hidden = self.model.completion_hidden(rollouts.prompt_ids, rollouts.prompt_mask, rollouts.completion_ids, rollouts.completion_mask)
         rows = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)[mask]
-        teacher, reference = micro_batch.teacher, micro_batch.reference
         return TokenBatch(
             student_hidden=hidden[mask],
             student_head=self.model.head,
@@ -66,10 +65,8 @@ class Learner:
             old_logprobs=rollouts.logprobs[mask],
             sampler_logprobs=rollouts.sampler_logprobs[mask],
             sequence_index=rows,
-            teacher_hidden=None if teacher is None else teacher.hidden[mask],
-            teacher_head=None if teacher is None else teacher.head,
-            reference_hidden=None if reference is None else reference.hidden[mask],
-            reference_head=None if reference is None else reference.head,
+            **_of_teacher(micro_batch.teacher, mask),
+            **_of_reference(micro_batch.reference, mask),
         )
 
     def _anchor(self) -> Tensor:
@@ -80,6 +77,25 @@ class Learner:
         head: Head = self.model.head
         loss = hidden.sum() * 0.0 + head.weight[:1].sum() * 0.0
         return loss if head.bias is None else loss + head.bias[:1].sum() * 0.0
+
+
+def _of_teacher(scores: TeacherScores | None, mask: Tensor) -> dict[str, Any]:
+    """A teacher's scores of the valid tokens as fields of ``TokenBatch``."""
+    if scores is None:
+        return {}
+    if isinstance(scores, HiddenScores):
+        return {"teacher_hidden": scores.hidden[mask], "teacher_head": scores.head}
+    if isinstance(scores, MixtureScores):
+        return {"teacher_parts": tuple((part.hidden[mask], part.head) for part in scores.parts), "teacher_weights": scores.weights[mask]}
+    top = {"teacher_top_ids": scores.ids[mask], "teacher_top_logprobs": scores.logprobs[mask]}
+    return {**top, "teacher_logprobs": scores.token_logprobs[mask]}
+
+
+def _of_reference(scores: TeacherScores | None, mask: Tensor) -> dict[str, Any]:
+    if scores is None:
+        return {}
+    assert isinstance(scores, HiddenScores), "the reference is a model in the process"
+    return {"reference_hidden": scores.hidden[mask], "reference_head": scores.head}
 
 
 def applies(experience: Experience, term: str) -> Tensor:

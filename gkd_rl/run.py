@@ -108,8 +108,10 @@ def start_or_resume(run: Run) -> tuple[int, dict[str, Any]]:
     found = state_on_main(checkpoints, run.processes) if run.config.resume == "auto" else None
     if found is not None:
         place, state = found
-        heads = [None if part is None else part.head for part in (run.parts.teacher, run.parts.reference)]
+        heads = [None if part is None else part.head for part in (run.parts.teaching.teacher, run.parts.reference)]
         checkpoints.restore(place, run.engine, run.buffer, run.ahead, *heads)
+        if run.parts.teaching.averages:
+            run.parts.teaching.load_state_dict(checkpoints.teachers(place, run.engine))
         run.history.load_state_dict(state["history"])
         with run.engine.gathered():
             run.parts.sampler.sync(state["step"])
@@ -125,13 +127,13 @@ def start_or_resume(run: Run) -> tuple[int, dict[str, Any]]:
 def evaluate_before(run: Run) -> dict[str, Any]:
     parts, summary = run.parts, {}
     with run.times.phase("evaluate"), run.engine.gathered(), run.terminal.bar("evaluating before", 2) as bar:
-        if parts.teacher is not None and run.config.evaluation.teacher:
-            sampler = InProcessSampler(parts.teacher.model, run.config.rollout.sampling_rows)
-            summary["teacher"] = _row(parts.evaluator(parts.teacher.model, sampler, parts.held_out))
-            summary["teacher"]["parameters"] = parts.teacher.model.parameters
+        if (model := parts.teaching.model) is not None and run.config.evaluation.teacher:
+            sampler = InProcessSampler(model, run.config.rollout.sampling_rows)
+            summary["teacher"] = _row(parts.evaluator(model, sampler, parts.held_out))
+            summary["teacher"]["parameters"] = model.parameters
         bar.advance()
         parts.sampler.sync(0)
-        summary["before"] = _row(parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teacher))
+        summary["before"] = _row(parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teaching.judge))
         bar.advance()
     run.history.observe(summary["before"]["accuracy"])
     return summary
@@ -140,7 +142,7 @@ def evaluate_before(run: Run) -> dict[str, Any]:
 def evaluate_during(run: Run) -> dict[str, float]:
     with run.times.phase("evaluate"), run.engine.gathered():
         examples = run.parts.held_out[: run.config.evaluation.during_examples]
-        result = run.parts.evaluator(run.parts.student, run.parts.evaluation_sampler, examples, run.parts.teacher)
+        result = run.parts.evaluator(run.parts.student, run.parts.evaluation_sampler, examples, run.parts.teaching.judge)
     run.history.observe(result.accuracy)
     figures = {name: getattr(result, name) for name in ("accuracy", "reward", "divergence", "reverse_kl", "length")}
     return {f"eval_{name}": value for name, value in figures.items() if value is not None}
@@ -150,7 +152,7 @@ def finish(run: Run, summary: dict[str, Any], started: float) -> dict[str, Any]:
     """Final evaluation, model, summary, picture."""
     config, parts = run.config, run.parts
     with run.times.phase("evaluate"), run.engine.gathered():
-        after = parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teacher)
+        after = parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teaching.judge)
         if run.folder is not None:
             parts.student.module.save_pretrained(run.folder.path / "model")
             parts.student.tokenizer.save_pretrained(run.folder.path / "model")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from gkd_rl.config.objective import ObjectiveConfig
-from gkd_rl.config.run import Config
+from gkd_rl.config.run import Config, TeacherConfig, TeacherRoutingConfig
 from gkd_rl.train import train
 
 
@@ -22,7 +22,9 @@ def sft_config(config: Config) -> Config:
     return replace(
         config,
         max_steps=max(1, math.ceil(settings.epochs * settings.examples / settings.batch_size)),
-        teacher=replace(config.teacher, path=None),
+        teacher=TeacherConfig(path=None),
+        teachers={},
+        teacher_routing=TeacherRoutingConfig(),
         task=replace(config.task, train_examples=settings.examples),
         rollout=replace(
             config.rollout,

@@ -76,9 +76,8 @@ def _train(config: Config, processes: Processes, folder: RunFolder | None) -> di
             _log(run, figures)
             if (config.checkpoint.every and done % config.checkpoint.every == 0) or done == config.max_steps:
                 with run.times.phase("checkpoint"):
-                    checkpoints.save(
-                        done, run.engine, run.buffer, run.ahead, folder, {"history": run.history.state_dict(), "summary": summary}
-                    )
+                    state = {"history": run.history.state_dict(), "summary": summary}
+                    checkpoints.save(done, run.engine, run.buffer, run.ahead, folder, state, run.parts.teaching.state_dict())
             bar.advance(1, _live(figures))
     return finish(run, summary, started)
 
@@ -104,6 +103,9 @@ def _step(run: Run, step: int) -> dict[str, float]:
             norms.append(run.engine.update(cuts, learner.loss, lr))
     if learner.records is not None:
         _write_rollouts(run, step, learner.records)
+    if run.parts.teaching.averages:
+        with run.engine.gathered():
+            run.parts.teaching.follow(run.parts.student)
     if run.ahead is None:
         with run.times.phase("sync"), run.engine.gathered():
             run.parts.sampler.sync(step + 1)

@@ -71,12 +71,41 @@ class Rollouts:
 
 
 @dataclass(frozen=True)
-class TeacherScores:
-    """What a teacher says of each completion token: hidden states from which its distribution is formed by ``head``."""
+class HiddenScores:
+    """What a teacher says of each completion token, whole: hidden states from which its distribution is formed by ``head``."""
 
     hidden: Tensor
     """[B, C, H]"""
     head: Head
+
+
+@dataclass(frozen=True)
+class TopKScores:
+    """What is left of a teacher's distribution where its logits are out of reach (a server, a file): some tokens, at temperature 1."""
+
+    ids: Tensor
+    """[B, C, K] int64: the K likeliest tokens, in any order"""
+    logprobs: Tensor
+    """[B, C, K] fp32: their log-probabilities"""
+    token_logprobs: Tensor
+    """[B, C] fp32: that of the completion's own token"""
+
+
+@dataclass(frozen=True)
+class MixtureScores:
+    """Several teachers' whole distributions, of which Σ_m weight·q_m teaches. Weights 0 and 1 route a token to one of them."""
+
+    parts: tuple[HiddenScores, ...]
+    """length M; a teacher's hidden states are 0 where its weight is 0"""
+    weights: Tensor
+    """[B, C, M] fp32; sums of 1 over M at each token"""
+
+
+TeacherScores = HiddenScores | TopKScores | MixtureScores
+"""What a teacher says of each completion token."""
+
+Heads = Head | tuple[Head, ...]
+"""What stored hidden states are completed with: one teacher's head, or those of several."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +167,16 @@ class TokenBatch:
     teacher_hidden: Tensor | None = None
     """[N, H_teacher]; None where no term needs the teacher"""
     teacher_head: Head | None = None
+    teacher_parts: tuple[tuple[Tensor, Head], ...] = ()
+    """in the place of ``teacher_hidden``: several teachers' hidden states [N, H_m] and heads"""
+    teacher_weights: Tensor | None = None
+    """[N, M] fp32: the weight of each in the mixture of their probabilities at temperature 1"""
+    teacher_top_ids: Tensor | None = None
+    """[N, K] int64, in the place of ``teacher_hidden``: the teacher's likeliest tokens"""
+    teacher_top_logprobs: Tensor | None = None
+    """[N, K] fp32: their log-probabilities at temperature 1"""
+    teacher_logprobs: Tensor | None = None
+    """[N] fp32: that of the token itself"""
     reference_hidden: Tensor | None = None
     """[N, H_reference]: a frozen reference policy (the initial student); None where no term needs it"""
     reference_head: Head | None = None

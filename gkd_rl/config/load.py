@@ -21,7 +21,7 @@ from yaml import YAMLError
 from gkd_rl.config.run import Config, RewardConfig
 from gkd_rl.errors import UserError
 
-_FREE_FORM = ("task.options", "ablation.grid")
+_FREE_FORM = ("task.options", "ablation.grid", "teacher_routing.weights")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

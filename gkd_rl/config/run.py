@@ -26,12 +26,54 @@ class StudentConfig:
 class TeacherConfig:
     """The model whose distribution the divergence pulls towards."""
 
+    kind: Literal["model", "student", "ema"] = "model"
+    """``model``: that of ``path`` or ``url``; ``student``: the student as it is at the start; ``ema``: the moving average of the
+    student's weights. The last two have no ``path``."""
+    decay: float = 0.99
+    """``ema``: share of the average that is kept at each step."""
+    privileged: str | None = None
+    """Template of the prompt that the teacher sees in the place of the student's, with ``{prompt}``, ``{completion}`` (the dataset's) and
+    the names of columns, such as ``{reference}``; null: the student's own."""
     path: str | None = "embedded:arithmetic-teacher"
-    """A folder or hub name; ``embedded:NAME`` as for the student; null: no teacher (then α must be 0)."""
+    """A folder or hub name; ``embedded:NAME`` as for the student; null: no teacher (then α must be 0). With ``url``: where the
+    served model's tokenizer is, to compare it with the student's; null: do not compare."""
     dtype: DType = "float32"
     """Precision of weights and forward passes."""
     trust_remote_code: bool = False
     """Whether a checkpoint may bring its own Python code."""
+    top_k: int | None = None
+    """Keep of each distribution the log-probabilities of the k likeliest tokens and of the sampled one; null: keep all of it, which
+    a server cannot give."""
+    url: str | None = None
+    """An OpenAI-compatible server, such as ``http://host:8000``; its ``/v1/completions`` is asked."""
+    served_model: str | None = None
+    """The model's name on the server."""
+    protocol: Literal["prompt_logprobs", "echo"] = "prompt_logprobs"
+    """How the server is asked for log-probabilities of given tokens: vLLM's ``prompt_logprobs``, or ``echo`` with ``logprobs``."""
+    rows_per_request: int = 8
+    """Rows in one request to the server."""
+    concurrency: int = 8
+    """Requests under way at once, per rank."""
+    retries: int = 5
+    """How often a request is repeated that fails or has a wrong answer."""
+    retry_seconds: float = 0.5
+    """Wait before the first repetition; doubled before each further one, to a minute at most."""
+    timeout: float = 120.0
+    """Seconds without an answer after which a request has failed."""
+    api_key_env: str | None = None
+    """Environment variable that holds the server's key; null: none is sent."""
+    cache: str | None = None
+    """Folder made by ``gkd-rl cache-teacher``: scores of dataset rows come from there, those of sampled rows from ``path`` or ``url``."""
+
+
+@dataclass
+class TeacherRoutingConfig:
+    """Which of several ``teachers`` teaches a row."""
+
+    column: str | None = None
+    """Column of the data that names each row's teacher; null: all of them teach every row, as the mixture of their probabilities."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """The mixture's weights by teacher; by default all alike."""
 
 
 @dataclass
@@ -191,7 +233,7 @@ class EvaluationConfig:
     samples: int = 1
     """Completions sampled per example in ``gkd-rl evaluate`` (more than 1: pass@k)."""
     teacher: bool = True
-    """Whether the teacher is evaluated too, once."""
+    """Whether the teacher is evaluated too, once, where there is one and its model is in the process."""
 
 
 @dataclass
@@ -250,6 +292,10 @@ class Config:
     """The model that is trained."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """The model that is distilled."""
+    teachers: dict[str, TeacherConfig] = field(default_factory=dict)
+    """Several teachers by name, in the place of ``teacher``."""
+    teacher_routing: TeacherRoutingConfig = field(default_factory=TeacherRoutingConfig)
+    """Which of them teaches a row."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """Prompts and references."""
     rewards: list[RewardConfig] | None = None

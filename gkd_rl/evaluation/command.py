@@ -23,7 +23,8 @@ def evaluate(config: Config, as_json: bool = False) -> Evaluation:
     parts = build_parts(config, processes, path, "model" if config.model else "student.path")
     terminal.say(f"evaluating {path} on {len(parts.held_out)} held-out examples")
     parts.sampler.sync(0)
-    result = parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teacher, config.evaluation.samples)
+    judge = None if parts.teaching.averages else parts.teaching.judge  # an average is nothing outside of its run
+    result = parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, judge, config.evaluation.samples)
     if as_json and processes.is_main:
         print(json.dumps({"model": path, **result.as_row()}))
     terminal.table(str(path), ["", ""], _rows(result))
@@ -41,7 +42,8 @@ def _rows(result: Evaluation) -> list[tuple[str, str]]:
         ("answers cut off", f"{result.truncated:.1%}"),
         ("tokens/s sampled", f"{result.tokens / result.seconds:,.0f}"),
     ]
-    if result.divergence is not None and result.reverse_kl is not None:
+    if result.divergence is not None:
         rows.append(("divergence to teacher", f"{result.divergence:.4f}"))
+    if result.reverse_kl is not None:
         rows.append(("  KL(student‖teacher)", f"{result.reverse_kl:.4f}"))
     return rows

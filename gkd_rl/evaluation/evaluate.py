@@ -24,7 +24,7 @@ from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.rows import micro_batches
 from gkd_rl.rollout.sampler import Sampler
 from gkd_rl.scoring import score_rollouts
-from gkd_rl.teacher.local import LocalTeacher
+from gkd_rl.teacher.local import Teacher
 from gkd_rl.types import Example, Experience, GlobalCounts, Rollouts
 from reward_models.combine import WeightedSum
 from reward_models.statistics import pass_at_k, wilson_interval
@@ -48,7 +48,7 @@ class Evaluation:
     divergence: float | None
     """the configured divergence to the teacher, per token of those samples; None without a teacher"""
     reverse_kl: float | None
-    """KL(student‖teacher) per token of those samples; None without a teacher"""
+    """KL(student‖teacher) per token of those samples; None without a teacher, or with one that gives only some tokens"""
     length: float
     """mean tokens of a sampled answer"""
     truncated: float
@@ -82,7 +82,7 @@ class Evaluator:
         model: LanguageModel,
         sampler: Sampler,
         examples: Sequence[Example],
-        teacher: LocalTeacher | None = None,
+        teacher: Teacher | None = None,
         samples: int = 1,
     ) -> Evaluation:
         mine = self.processes.share(examples)
@@ -126,7 +126,7 @@ class Evaluator:
         _, components = score_rollouts(self.rewards, rollouts)
         return next(iter(components.values())) >= 1.0
 
-    def _divergence(self, model: LanguageModel, teacher: LocalTeacher, rollouts: Rollouts) -> dict[str, float]:
+    def _divergence(self, model: LanguageModel, teacher: Teacher, rollouts: Rollouts) -> dict[str, float]:
         zeros = torch.zeros(len(rollouts.examples), device=rollouts.completion_ids.device)
         experience = Experience(rollouts, zeros, {}, zeros, teacher.score(rollouts))
         learner = Learner(model, self.objective, TermWeights(0.0, 1.0, 0.0), GlobalCounts(0.0, 1.0, 0.0))

@@ -6,7 +6,7 @@ Shapes: n tokens of the chunk, V vocabulary, K top-k, M tokens on which the term
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from gkd_rl.objective.kernel import (
 from gkd_rl.objective.target import teacher_temperature
 from gkd_rl.objective.telemetry import TeacherView
 from gkd_rl.objective.terms import Losses, Streams, TokenValues, losses_of
-from gkd_rl.objective.top_k import restrict
+from gkd_rl.objective.top_k import GivenTopK, agreement_with, restrict
 
 GradientKernel = Callable[[Tiles, Rows, Slopes], Tensor]
 """Writes the gradient in the logits [n, V] over the student's tile and returns it."""
@@ -55,11 +55,13 @@ class Chunk:
 
 
 @torch.enable_grad()
-def read_chunk(tiles: Tiles, rows: Rows, token_ids: Tensor, where: slice, config: ObjectiveConfig) -> Chunk:
-    """Per-token values of a chunk from its tiles [n, V] and row figures [n]."""
+def read_chunk(tiles: Tiles, rows: Rows, token_ids: Tensor, where: slice, given: GivenTopK | None, config: ObjectiveConfig) -> Chunk:
+    """Per-token values of a chunk from its tiles [n, V] and row figures [n]; ``given`` [n] is a teacher's top-k without a tile."""
     logprob = log_probs_of(tiles.student.gather(-1, token_ids[:, None]), rows.lse[:, None]).squeeze(-1).requires_grad_()
     reference_kl = rows.reference_kl.clone().requires_grad_() if config.surrogate.reference_kl_weight else None
     values = TokenValues(logprob, rows.entropy.clone().requires_grad_(), reference_kl=reference_kl)
+    if given is not None:
+        return _with_top_k(Chunk(where, token_ids, rows, values, None), tiles, given, config)
     if tiles.teacher is None:
         return Chunk(where, token_ids, rows, values, None)
     teacher_logprob = _target_at(tiles, rows, token_ids[:, None], config).squeeze(-1)
@@ -68,13 +70,36 @@ def read_chunk(tiles: Tiles, rows: Rows, token_ids: Tensor, where: slice, config
         divergence = rows.divergence.clone().requires_grad_()
     elif config.divergence.estimator == "top_k":
         kept, kept_logprobs, kept_targets = _top_k(tiles, rows, config)
-        assert config.divergence.tail != "drop", "validate_objective refuses it"
-        tail = config.divergence.tail
-        divergence = divergence_of(restrict(kept_logprobs, tail), restrict(kept_targets, tail), config.divergence)
+        divergence = _divergence_on(kept_logprobs, kept_targets, config)
         student_mass, teacher_mass = kept_logprobs.detach().exp().sum(-1), kept_targets.exp().sum(-1)
     values = TokenValues(logprob, values.entropy, divergence, teacher_logprob, reference_kl)
     view = TeacherView(rows.forward_kl, rows.reverse_kl, rows.agreement, student_mass, teacher_mass)
     return Chunk(where, token_ids, rows, values, view, kept, kept_logprobs)
+
+
+def _with_top_k(chunk: Chunk, tiles: Tiles, given: GivenTopK, config: ObjectiveConfig) -> Chunk:
+    """The chunk against all that is known of a teacher."""
+    agreement = agreement_with(given, tiles.student.gather(-1, given.ids), chunk.rows.highest)
+    values = replace(chunk.values, teacher_logprob=given.token_logprobs)
+    if config.divergence.estimator != "top_k":
+        return replace(chunk, values=values, view=TeacherView(None, None, agreement))
+    kept_logprobs = _student_at(tiles, chunk.rows, given.ids, config)
+    values = replace(values, divergence=_divergence_on(kept_logprobs, given.logprobs, config))
+    view = TeacherView(None, None, agreement, kept_logprobs.detach().exp().sum(-1), given.mass)
+    return replace(chunk, values=values, view=view, kept=given.ids, kept_logprobs=kept_logprobs)
+
+
+def _divergence_on(kept_logprobs: Tensor, kept_targets: Tensor, config: ObjectiveConfig) -> Tensor:
+    """Divergence [n] on the teacher's likeliest tokens [n, K]."""
+    tail = config.divergence.tail
+    assert tail != "drop", "validate_objective refuses it"
+    return divergence_of(restrict(kept_logprobs, tail), restrict(kept_targets, tail), config.divergence)
+
+
+def _student_at(tiles: Tiles, rows: Rows, ids: Tensor, config: ObjectiveConfig) -> Tensor:
+    """The student's log-probabilities at tokens ids [n, K], at the divergence's temperature: a leaf."""
+    logits = tempered(tiles.student.gather(-1, ids), config.divergence.temperature)
+    return log_probs_of(logits, rows.tempered_lse[:, None]).requires_grad_()
 
 
 def _target_at(tiles: Tiles, rows: Rows, ids: Tensor, config: ObjectiveConfig) -> Tensor:
@@ -91,8 +116,7 @@ def _top_k(tiles: Tiles, rows: Rows, config: ObjectiveConfig) -> tuple[Tensor, T
     """The teacher's likeliest tokens [n, K], the student's log-probabilities there (a leaf) and the teacher's."""
     target = target_logits(tiles, config)
     kept = target.topk(min(config.divergence.top_k, target.shape[-1]), dim=-1)
-    at_kept = log_probs_of(tempered(tiles.student.gather(-1, kept.indices), config.divergence.temperature), rows.tempered_lse[:, None])
-    return kept.indices, at_kept.requires_grad_(), log_probs_of(kept.values, rows.target_lse[:, None])
+    return kept.indices, _student_at(tiles, rows, kept.indices, config), log_probs_of(kept.values, rows.target_lse[:, None])
 
 
 def slopes_of(chunk: Chunk, *contributions: Tensor) -> tuple[Slopes, Tensor | None]:

@@ -30,6 +30,8 @@ class _Distribution:
         """[n, S] turns a block's Σ e^x·… into its part of an expectation"""
         self.log_total = total.log()
         """[n, 1] normaliser of the logits less the row's maximum"""
+        self.highest = highest.squeeze(-1)
+        """[n] the largest logit"""
         self.lse = (highest + self.log_total).squeeze(-1)
         """[n] normaliser of the logits"""
 
@@ -50,20 +52,22 @@ def figures_of(partials: Partials, vocabulary: int, second_sweep: SecondSweep, c
     """Figures [n] of each token; runs the second sweep if the divergence needs it."""
     student = _Distribution(partials.student)
     zero = torch.zeros_like(student.lse)
-    rows = Rows(student.lse, *[zero] * (len(Rows._fields) - 1))._replace(tempered_lse=student.lse, entropy=student.entropy())
+    rows = Rows(*[zero] * len(Rows._fields))._replace(
+        lse=student.lse, highest=student.highest, tempered_lse=student.lse, entropy=student.entropy()
+    )
     if partials.reference is not None and partials.reference_gap is not None:
         reference = _Distribution(partials.reference)
         kl = student.kl(reference, partials.reference_gap)
         rows = rows._replace(reference_lse=reference.lse, reference_kl=kl.clamp_min(0))
-    if partials.target is None or partials.forward_gap is None or partials.reverse_gap is None or partials.at_top is None:
-        return rows
     if partials.tempered is not None:
         student = _Distribution(partials.tempered)
+        rows = rows._replace(tempered_lse=student.lse)
+    if partials.target is None or partials.forward_gap is None or partials.reverse_gap is None or partials.at_top is None:
+        return rows
     target = _Distribution(partials.target)
     forward, reverse = target.kl(student, partials.forward_gap), student.kl(target, partials.reverse_gap)
     same_top = ((partials.at_top == 0) & (target.above == 0) & (student.above == 0)).any(-1)
     rows = rows._replace(
-        tempered_lse=student.lse,
         target_lse=target.lse,
         doubt=target.entropy() / math.log(max(vocabulary, 2)),
         forward_kl=forward.clamp_min(0),

@@ -66,6 +66,8 @@ class Rows(NamedTuple):
 
     lse: Tensor
     """log Σ exp of the student's logits"""
+    highest: Tensor
+    """the largest of them"""
     tempered_lse: Tensor
     """the same at the divergence's temperature"""
     target_lse: Tensor
@@ -145,10 +147,10 @@ def first_sweep(tiles: Tiles, config: ObjectiveConfig) -> Partials:
     if tiles.reference is not None:
         reference, y, _ = _summed(tiles.reference)
         reference_gap = (e * (x - y)).sum(-1)
-    if tiles.teacher is None:
-        return Partials(student, None, None, reference, None, None, None, reference_gap)
-    if config.divergence.temperature != 1.0:
+    if config.divergence.temperature != 1.0 and (tiles.teacher is not None or config.divergence.estimator == "top_k"):
         tempered_student, x, e = _summed(tempered(tiles.student, config.divergence.temperature))
+    if tiles.teacher is None:
+        return Partials(student, tempered_student, None, reference, None, None, None, reference_gap)
     target, y, f = _summed(target_logits(tiles, config))
     at_top = torch.where(y == 0, x, -torch.inf).amax(-1)
     gap = x - y
@@ -178,7 +180,7 @@ def logit_gradient(tiles: Tiles, rows: Rows, slopes: Slopes, config: ObjectiveCo
         assert tiles.reference is not None
         factor = factor + slopes.reference_kl * (lp - log_probs_of(tiles.reference, rows.reference_lse) - rows.reference_kl)
     gradient = lp.exp() * factor
-    if tiles.teacher is not None:
+    if tiles.teacher is not None or config.divergence.estimator == "top_k":
         gradient = gradient + _divergence_gradient(tiles, rows, slopes.divergence, config)
     return gradient if soft_cap is None else gradient * cap_slope(tiles.student, soft_cap)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,12 +28,17 @@ class Projection:
         self.scale, self.soft_cap = head.scale, head.soft_cap
         self.dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
-    def _scaled(self, where: slice) -> Tensor:
+    def _scaled(self, where: slice | Tensor) -> Tensor:
         hidden = self.hidden[where]
         return hidden if self.scale == 1.0 else hidden * self.scale
 
-    def logits(self, where: slice) -> Tensor:
-        """Logits of a chunk [n, V]."""
+    @property
+    def vocabulary(self) -> int:
+        """V"""
+        return len(self.weight)
+
+    def logits(self, where: slice | Tensor) -> Tensor:
+        """Logits of a chunk, or of tokens by number, [n, V]."""
         logits = times_transposed(self._scaled(where), self.weight, self.dtype)
         if self.bias is not None:
             logits += self.bias
@@ -49,3 +56,33 @@ class Projection:
     def add_to_bias_(self, out: Tensor, gradient: Tensor) -> None:
         """out ← out + the chunk's part of the bias's gradient [V]."""
         out += gradient.sum(0) * self.scale
+
+
+class Mixture:
+    """Logits of Σ_m w_m·softmax(z_m) of chunks: log of the mixture, or a single teacher's own logits where its weight is 1."""
+
+    def __init__(self, parts: Sequence[Projection], weights: Tensor) -> None:
+        self.parts = parts
+        self.weights = weights.to(parts[0].dtype)
+        """[N, M]"""
+        assert all(part.vocabulary == self.vocabulary for part in parts), "heads are cut to one vocabulary"
+
+    @property
+    def vocabulary(self) -> int:
+        """V"""
+        return self.parts[0].vocabulary
+
+    def logits(self, where: slice) -> Tensor:
+        """Logits of a chunk [n, V]."""
+        weights = self.weights[where]
+        tile = weights.new_full((len(weights), self.vocabulary), -torch.inf)
+        for number, part in enumerate(self.parts):
+            rows = weights[:, number].nonzero()[:, 0]
+            if not len(rows):
+                continue
+            logits, share = part.logits(rows + where.start), weights[rows, number, None]
+            if bool((share == 1).all()):
+                tile[rows] = logits
+            else:
+                tile[rows] = torch.logaddexp(tile[rows], logits.log_softmax(-1) + share.log())
+        return tile

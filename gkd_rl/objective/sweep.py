@@ -13,9 +13,10 @@ from gkd_rl.config.objective import ObjectiveConfig
 from gkd_rl.objective.chunk import Chunk, chunk_losses, read_chunk, reward_gradient, slopes_of
 from gkd_rl.objective.compiled import kernels_for
 from gkd_rl.objective.kernel import Tiles, add_at
-from gkd_rl.objective.projection import Projection
+from gkd_rl.objective.projection import Mixture, Projection
 from gkd_rl.objective.telemetry import TeacherView, compared_tokens, interference, sums_of
 from gkd_rl.objective.terms import Losses, TokenValues, losses_of, needs_whole_sequences, streams_of, with_sequences
+from gkd_rl.objective.top_k import given_top_k
 from gkd_rl.types import GlobalCounts, Head, TokenBatch
 
 CHUNK_TOKENS = {"cpu": 80, "cuda": 1024}
@@ -47,17 +48,18 @@ class Sweep:
         self.config = config
         self.token_ids = batch.token_ids
         self.student = Projection(batch.student_hidden, batch.student_head)
-        self.teacher = _projection(batch.teacher_hidden, batch.teacher_head)
+        self.teacher = _teacher(batch)
+        self.given = given_top_k(batch, config.divergence)
         uses_reference = config.surrogate.reference_kl_weight != 0 or config.divergence.extrapolation != 1.0
         self.reference = _projection(batch.reference_hidden, batch.reference_head) if uses_reference else None
         self.vocabulary = len(self.student.weight)
         for other in (self.teacher, self.reference):
-            assert other is None or len(other.weight) == self.vocabulary, "heads are cut to one vocabulary"
+            assert other is None or other.vocabulary == self.vocabulary, "heads are cut to one vocabulary"
         device = batch.token_ids.device
         self.kernels = kernels_for(config, self.student.soft_cap, self.vocabulary, device, compile)
         self.chunk = chunk_tokens or max(CHUNK_TOKENS.get(device.type, 256), SMALL_TILE_BYTES // (4 * self.vocabulary))
         self.streams = streams_of(batch, config, counts)
-        stride = config.telemetry.interference_stride if self.teacher else 0
+        stride = config.telemetry.interference_stride if self.teacher or self.given is not None else 0
         self.compared = compared_tokens(self.streams, stride).cpu()
         self.compares = stride > 0
 
@@ -81,7 +83,7 @@ class Sweep:
     ) -> tuple[Tensor, Tensor]:
         """Records a chunk's figures and adds its gradients; returns those of reward and divergence at the compared tokens [M, H]."""
         tiles = self._tiles(where)
-        chunk = read_chunk(tiles, self.kernels.figures(tiles, self.config), self.token_ids[where], where, self.config)
+        chunk = self._read(tiles, where)
         values.put(chunk.values, where)
         if chunk.view is not None:
             views.put(chunk.view, where)
@@ -114,14 +116,18 @@ class Sweep:
             None if self.reference is None else self.reference.logits(where),
         )
 
+    def _read(self, tiles: Tiles, where: slice) -> Chunk:
+        """The chunk's per-token values."""
+        given = None if self.given is None else self.given.rows(where)
+        return read_chunk(tiles, self.kernels.figures(tiles, self.config), self.token_ids[where], where, given, self.config)
+
     def _look_ahead(self) -> None:
         """Log-probabilities of all tokens, for terms that depend on whole sequences."""
         values = _Whole[TokenValues](len(self.token_ids))
         teacher_matters = self.config.surrogate.teacher_in_ratio > 0 or self.config.divergence.use == "advantage"
         for where in self._slices():
             tiles = self._tiles(where) if teacher_matters else Tiles(self.student.logits(where), None, None)
-            figures = self.kernels.figures(tiles, self.config)
-            values.put(read_chunk(tiles, figures, self.token_ids[where], where, self.config).values, where)
+            values.put(self._read(tiles, where).values, where)
         assert values.record is not None, "there is a chunk, if an empty one"
         self.streams = with_sequences(self.streams, values.record.logprob, values.record.teacher_logprob, self.config)
 
@@ -157,6 +163,12 @@ class Sweep:
             self.student.add_to_weight_(made.weight, gradient, where)
         if made.bias is not None:
             self.student.add_to_bias_(made.bias, gradient)
+
+
+def _teacher(batch: TokenBatch) -> Projection | Mixture | None:
+    if batch.teacher_weights is not None:
+        return Mixture([Projection(hidden, head) for hidden, head in batch.teacher_parts], batch.teacher_weights)
+    return _projection(batch.teacher_hidden, batch.teacher_head)
 
 
 def _projection(hidden: Tensor | None, head: Head | None) -> Projection | None:

@@ -21,12 +21,12 @@ from gkd_rl.objective.terms import Losses, Streams, TokenValues, divergence_of_t
 class TeacherView:
     """How student and teacher compare at each token, at the divergence's temperatures. No gradient."""
 
-    forward_kl: Tensor
-    """[N] KL(q‖p)"""
-    reverse_kl: Tensor
-    """[N] KL(p‖q)"""
-    top1_agreement: Tensor
-    """[N] 1 where both have the same likeliest token"""
+    forward_kl: Tensor | None
+    """[N] KL(q‖p); None where the teacher gives only some tokens"""
+    reverse_kl: Tensor | None
+    """[N] KL(p‖q); None likewise"""
+    top1_agreement: Tensor | None
+    """[N] 1 where both have the same likeliest token; None where the teacher gives only the sampled one"""
     student_top_k_mass: Tensor | None = None
     """[N] student's probability of the teacher's k likeliest tokens; None unless the divergence is on the top-k"""
     teacher_top_k_mass: Tensor | None = None
@@ -51,18 +51,15 @@ def sums_of(losses: Losses, values: TokenValues, streams: Streams, view: Teacher
     if values.reference_kl is not None:
         sums["reference_kl"] = values.reference_kl.sum()
     if view is not None:
-        sums |= {
-            "teacher_tokens": sums["tokens"],
-            "divergence": divergence_of_tokens(values, config).sum(),
-            "forward_kl": view.forward_kl.sum(),
-            "reverse_kl": view.reverse_kl.sum(),
-            "teacher_top1_agreement": view.top1_agreement.sum(),
+        seen = {
+            "forward_kl": view.forward_kl,
+            "reverse_kl": view.reverse_kl,
+            "teacher_top1_agreement": view.top1_agreement,
+            "student_top_k_mass": view.student_top_k_mass,
+            "teacher_top_k_mass": view.teacher_top_k_mass,
         }
-        if view.student_top_k_mass is not None and view.teacher_top_k_mass is not None:
-            sums |= {
-                "student_top_k_mass": view.student_top_k_mass.sum(),
-                "teacher_top_k_mass": view.teacher_top_k_mass.sum(),
-            }
+        sums |= {"teacher_tokens": sums["tokens"], "divergence": divergence_of_tokens(values, config).sum()}
+        sums |= {name: value.sum() for name, value in seen.items() if value is not None}
     return {name: value.detach().float() for name, value in sums.items()}
 
 

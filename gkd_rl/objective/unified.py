@@ -22,7 +22,7 @@ from gkd_rl.objective.numerics import log_probs
 from gkd_rl.objective.target import target_log_probs
 from gkd_rl.objective.telemetry import TeacherView, compared_tokens, interference, sums_of
 from gkd_rl.objective.terms import Losses, TokenValues, divergence_of_tokens, losses_of, needs_whole_sequences, streams_of, with_sequences
-from gkd_rl.objective.top_k import on_top_k
+from gkd_rl.objective.top_k import GivenTopK, agreement_with, given_top_k, on_top_k, restrict
 from gkd_rl.types import GlobalCounts, ObjectiveResult, TokenBatch
 
 
@@ -65,14 +65,38 @@ def _token_values(student: Tensor, batch: TokenBatch, config: ObjectiveConfig) -
         assert reference is not None, "validate_objective asks for a reference"
         reference_kl = _kl_to(lp, log_probs(reference))
     values = TokenValues(logprob=_at(lp, batch.token_ids), entropy=-(lp.exp() * lp).sum(-1), reference_kl=reference_kl)
-    if batch.teacher_hidden is None or batch.teacher_head is None:
+    if (given := given_top_k(batch, config.divergence)) is not None:
+        return _with_top_k(values, log_probs(student, config.divergence.temperature), given, config.divergence)
+    teacher = _teacher_logits(batch)
+    if teacher is None:
         return values, None
-    teacher = logits_of(batch.teacher_hidden, batch.teacher_head).detach()
     assert teacher.shape == student.shape, "both heads are cut to one vocabulary"
     lq = target_log_probs(teacher, reference, config.divergence)
     lp = log_probs(student, config.divergence.temperature)
     values = replace(values, divergence=_divergence(lp, lq, config.divergence), teacher_logprob=_at(lq, batch.token_ids))
     return values, _view(lp.detach(), lq, config.divergence)
+
+
+def _teacher_logits(batch: TokenBatch) -> Tensor | None:
+    """The teacher's logits [N, V], or of several the logarithm of the mixture Σ_m w_m·q_m."""
+    if batch.teacher_weights is not None:
+        each = [log_probs(logits_of(hidden, head).detach()) for hidden, head in batch.teacher_parts]
+        return (torch.stack(each, -1) + batch.teacher_weights.log()[:, None]).logsumexp(-1)
+    if batch.teacher_hidden is None or batch.teacher_head is None:
+        return None
+    return logits_of(batch.teacher_hidden, batch.teacher_head).detach()
+
+
+def _with_top_k(values: TokenValues, lp: Tensor, given: GivenTopK, config: DivergenceConfig) -> tuple[TokenValues, TeacherView]:
+    """The same from all that is known of a teacher: the student's log-probabilities [N, V] against its top-k."""
+    at_kept = lp.gather(-1, given.ids)
+    agreement = agreement_with(given, at_kept.detach(), lp.detach().amax(-1))
+    values = replace(values, teacher_logprob=given.token_logprobs)
+    if config.estimator != "top_k":
+        return values, TeacherView(None, None, agreement)
+    assert config.tail != "drop", "validate_objective refuses it"
+    divergence = divergence_of(restrict(at_kept, config.tail), restrict(given.logprobs, config.tail), config)
+    return replace(values, divergence=divergence), TeacherView(None, None, agreement, at_kept.detach().exp().sum(-1), given.mass)
 
 
 def _kl_to(lp: Tensor, reference: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ def validate_objective(
     has_old_logprobs: bool = True,
     on_policy_share: float = 1.0,
     group_size: int | None = None,
+    teacher_top_k: int | None = None,
 ) -> None:
     """Raises ``UserError`` for the first thing wrong with the objective: one sentence with the key, the reason and the fix.
 
@@ -32,6 +33,7 @@ def validate_objective(
         has_old_logprobs: the buffer holds the policy's log-probabilities at sampling.
         on_policy_share: λ, the share of rows sampled from the policy.
         group_size: rollouts per prompt, where known.
+        teacher_top_k: of how many tokens the teacher gives the log-probability; None: it gives its whole distribution.
     """
     uses_reward, uses_divergence = _term_in_use(config, "reward"), _term_in_use(config, "divergence")
     surrogate_in_use = uses_reward or (uses_divergence and config.divergence.use == "advantage")
@@ -47,6 +49,7 @@ def validate_objective(
         *_reference(config, uses_reward, uses_divergence, has_reference),
         *_advantage(config, uses_reward, group_size),
         *_telemetry(config),
+        *(_top_k_teacher(config, teacher_top_k) if teacher_top_k is not None and has_teacher else ()),
     ):
         raise UserError(complaint)
 
@@ -267,3 +270,33 @@ def _advantage(config: ObjectiveConfig, reward: bool, group_size: int | None) ->
 def _telemetry(config: ObjectiveConfig) -> Iterator[str]:
     if config.telemetry.interference_stride < 0:
         yield "objective.telemetry.interference_stride is below 0; use 0 for none, 1 for every token."
+
+
+def _top_k_teacher(config: ObjectiveConfig, available: int) -> Iterator[str]:
+    """What cannot be had of a teacher that gives its ``available`` likeliest tokens and the sampled one, at temperature 1.
+
+    Evaluations compare with the teacher even where the divergence's weight is 0.
+    """
+    settings = config.divergence
+    gives = f"the teacher gives {available} log-probabilities per token (teacher.top_k)"
+    temperature = settings.temperature if settings.teacher_temperature is None else settings.teacher_temperature
+    if settings.estimator == "full":
+        yield (
+            f"objective.divergence.estimator 'full' needs the whole distribution but {gives}; set estimator to 'top_k', or use a teacher "
+            "in the process without teacher.top_k."
+        )
+    if settings.estimator == "top_k" and settings.top_k > available:
+        yield f"objective.divergence.top_k is {settings.top_k} but {gives}; lower it, or raise teacher.top_k."
+    if settings.extrapolation != 1:
+        yield f"objective.divergence.extrapolation needs the whole distribution but {gives}; set it to 1, or leave teacher.top_k null."
+    if temperature != 1 and not (settings.estimator == "top_k" and settings.tail == "renormalise"):
+        yield (
+            f"the teacher's temperature is {temperature:g}, for which its whole distribution is needed, but {gives}; set "
+            "objective.divergence.teacher_temperature=1, or estimator 'top_k' with tail 'renormalise'."
+        )
+    if temperature != 1 and (config.gate.kind == "sign_agreement" or config.surrogate.teacher_in_ratio):
+        yield (
+            f"objective.{'gate' if config.gate.kind == 'sign_agreement' else 'surrogate.teacher_in_ratio'} needs the teacher's probability "
+            f"of the sampled token at temperature {temperature:g} but {gives}, at temperature 1; set "
+            "objective.divergence.teacher_temperature=1."
+        )

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gkd_rl.errors import UserError
-from gkd_rl.rollout.rows import join_experiences, on_device, take_experience
-from gkd_rl.types import Example, Experience, Gates, Head, Rollouts, TeacherScores
+from gkd_rl.rollout.rows import join_experiences, on_device, score_tensors, scores_of, take_experience
+from gkd_rl.types import Example, Experience, Gates, Heads, Rollouts
 
 
 class SamplingBuffer:
@@ -80,7 +80,7 @@ class SamplingBuffer:
         """Everything stored, as tensors and plain values; the teacher's head is left out (its owner has it)."""
         return {"stored": [(step, _pack(experience)) for step, experience in self._stored]}
 
-    def load_state_dict(self, state: dict[str, Any], teacher_head: Head | None, reference_head: Head | None = None) -> None:
+    def load_state_dict(self, state: dict[str, Any], teacher_head: Heads | None, reference_head: Heads | None = None) -> None:
         """Restore what ``state_dict`` gave."""
         self._stored = [(step, _unpack(packed, teacher_head, reference_head)) for step, packed in state["stored"]]
 
@@ -93,7 +93,7 @@ def _tensors(experience: Experience) -> Iterator[Tensor]:
     yield from (experience.rewards, experience.advantages, *experience.components.values())
     for scores in (experience.teacher, experience.reference):
         if scores is not None:
-            yield scores.hidden
+            yield from score_tensors(scores).values()
     if experience.gates is not None:
         yield from (experience.gates.reward, experience.gates.divergence)
 
@@ -117,26 +117,19 @@ def _pack(experience: Experience) -> dict[str, Any]:
         "rewards": experience.rewards,
         "components": dict(experience.components),
         "advantages": experience.advantages,
-        "teacher_hidden": None if experience.teacher is None else experience.teacher.hidden,
-        "reference_hidden": None if experience.reference is None else experience.reference.hidden,
+        "teacher": None if experience.teacher is None else score_tensors(experience.teacher),
+        "reference": None if experience.reference is None else score_tensors(experience.reference),
         "gates": None if experience.gates is None else (experience.gates.reward, experience.gates.divergence),
     }
 
 
-def _unpack(packed: dict[str, Any], teacher_head: Head | None, reference_head: Head | None) -> Experience:
+def _unpack(packed: dict[str, Any], teacher_head: Heads | None, reference_head: Heads | None) -> Experience:
     return Experience(
         rollouts=unpack_rollouts(packed["rollouts"]),
         rewards=packed["rewards"],
         components=packed["components"],
         advantages=packed["advantages"],
-        teacher=_scores(packed["teacher_hidden"], teacher_head),
-        reference=_scores(packed["reference_hidden"], reference_head),
+        teacher=None if packed["teacher"] is None else scores_of(packed["teacher"], teacher_head),
+        reference=None if packed["reference"] is None else scores_of(packed["reference"], reference_head),
         gates=None if packed["gates"] is None else Gates(*packed["gates"]),
     )
-
-
-def _scores(hidden: Tensor | None, head: Head | None) -> TeacherScores | None:
-    if hidden is None:
-        return None
-    assert head is not None, "a restored buffer needs the heads of its teacher and reference"
-    return TeacherScores(hidden, head)

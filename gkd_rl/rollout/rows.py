@@ -6,12 +6,12 @@ Shapes: B sequences, P prompt positions, C completion positions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
-from gkd_rl.types import Experience, Gates, Rollouts, TeacherScores
+from gkd_rl.types import Experience, Gates, Head, Heads, HiddenScores, MixtureScores, Rollouts, TeacherScores, TopKScores
 
 _PROMPT_WIDE = ("prompt_ids", "prompt_mask")
 _COMPLETION_WIDE = ("completion_ids", "completion_mask", "logprobs", "sampler_logprobs")
@@ -74,7 +74,7 @@ def on_device(experience: Experience, device: torch.device) -> Experience:
 
 
 def _scores_on(scores: TeacherScores | None, device: torch.device) -> TeacherScores | None:
-    return None if scores is None else replace(scores, hidden=scores.hidden.to(device))
+    return None if scores is None else _with_tensors(scores, {name: value.to(device) for name, value in score_tensors(scores).items()})
 
 
 def join(parts: Sequence[Rollouts], pad: int) -> Rollouts:
@@ -136,13 +136,42 @@ def padding_share(parts: Sequence[Experience]) -> float:
 
 
 def _take_scores(scores: TeacherScores | None, rows: Tensor, width: int) -> TeacherScores | None:
-    return None if scores is None else replace(scores, hidden=scores.hidden[rows, :width])
+    if scores is None:
+        return None
+    return _with_tensors(scores, {name: value[rows, :width] for name, value in score_tensors(scores).items()})
+
+
+def score_tensors(scores: TeacherScores) -> dict[str, Tensor]:
+    """The tensors [B, C, ...] of a teacher's scores by name; heads are their owner's."""
+    if isinstance(scores, MixtureScores):
+        return {"weights": scores.weights, **{f"hidden_{number}": part.hidden for number, part in enumerate(scores.parts)}}
+    return {item.name: value for item in fields(scores) if isinstance(value := getattr(scores, item.name), Tensor)}
+
+
+def scores_of(tensors: Mapping[str, Tensor], heads: Heads | None) -> TeacherScores:
+    """From what ``score_tensors`` gave, and the heads that belong to it, back to scores."""
+    if "logprobs" in tensors:
+        return TopKScores(**tensors)
+    if isinstance(heads, Head):
+        return HiddenScores(tensors["hidden"], heads)
+    assert heads is not None, "hidden states need their heads"
+    return MixtureScores(tuple(HiddenScores(tensors[f"hidden_{n}"], head) for n, head in enumerate(heads)), tensors["weights"])
+
+
+def _with_tensors(scores: TeacherScores, tensors: Mapping[str, Tensor]) -> TeacherScores:
+    if isinstance(scores, MixtureScores):
+        return scores_of(tensors, tuple(part.head for part in scores.parts))
+    return scores_of(tensors, scores.head if isinstance(scores, HiddenScores) else None)
 
 
 def _join_scores(parts: Sequence[TeacherScores | None]) -> TeacherScores | None:
     scores = [part for part in parts if part is not None]
     assert len(scores) in (0, len(parts))
-    return TeacherScores(_join_wide([s.hidden for s in scores], 0, left=False), scores[0].head) if scores else None
+    if not scores:
+        return None
+    tensors = [score_tensors(part) for part in scores]
+    assert len({tuple(part) for part in tensors}) == 1, "scores of one form"
+    return _with_tensors(scores[0], {name: _join_wide([part[name] for part in tensors], 0, left=False) for name in tensors[0]})
 
 
 def _join_wide(values: Sequence[Tensor], fill: int, left: bool) -> Tensor:

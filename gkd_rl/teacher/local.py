@@ -13,14 +13,19 @@ from typing import Protocol
 import torch
 
 from gkd_rl.models.language_model import LanguageModel
+from gkd_rl.objective.head import in_fp32, logits_of
+from gkd_rl.objective.numerics import log_probs
 from gkd_rl.rollout.rows import lengths, take
-from gkd_rl.types import Head, Rollouts, TeacherScores
+from gkd_rl.types import Head, Heads, HiddenScores, Rollouts, TeacherScores, TopKScores
 
 
 class Teacher(Protocol):
     """Anything that can score rollouts."""
 
-    head: Head
+    @property
+    def head(self) -> Heads | None:
+        """What stored hidden states are completed with; None for a teacher that gives ``TopKScores``."""
+        ...
 
     def score(self, rollouts: Rollouts) -> TeacherScores:
         """What the teacher predicts at each completion token."""
@@ -42,7 +47,7 @@ class LocalTeacher:
         )
 
     @torch.no_grad()
-    def score(self, rollouts: Rollouts) -> TeacherScores:
+    def score(self, rollouts: Rollouts) -> HiddenScores:
         """Hidden states [B, C, H], zero where there is no token; rows of like length go through the model together."""
         prompt, completion = lengths(rollouts)
         order = (prompt + completion).argsort(stable=True)
@@ -52,7 +57,7 @@ class LocalTeacher:
             part = take(rollouts, rows)
             states = self.model.completion_hidden(part.prompt_ids, part.prompt_mask, part.completion_ids, part.completion_mask)
             hidden[rows, : states.shape[1]] = states * part.completion_mask[..., None]
-        return TeacherScores(hidden, self.head)
+        return HiddenScores(hidden, self.head)
 
     def _cuts(self, order: torch.Tensor, sorted_lengths: torch.Tensor) -> list[torch.Tensor]:
         cuts, start = [], 0
@@ -62,3 +67,37 @@ class LocalTeacher:
                 cuts.append(order[start:end])
                 start = end
         return cuts
+
+
+SCORED_TOKENS = 512
+"""Tokens whose distributions are formed at once where only a part of them is kept."""
+
+
+class TopKTeacher:
+    """A teacher in the process that keeps its ``k`` likeliest tokens only: for a small cache, or to see what a server would give."""
+
+    head = None
+
+    def __init__(self, whole: LocalTeacher, k: int) -> None:
+        self.whole = whole
+        self.k = k
+
+    def score(self, rollouts: Rollouts) -> TopKScores:
+        """The k likeliest tokens (all, where the vocabulary has fewer) and the completion's own."""
+        return top_k_of(self.whole.score(rollouts), rollouts, self.k)
+
+
+@torch.no_grad()
+def top_k_of(scores: HiddenScores, rollouts: Rollouts, k: int) -> TopKScores:
+    """What is left of whole distributions if only ``k`` tokens of each are kept; zero where there is no token."""
+    mask, head = rollouts.completion_mask, in_fp32(scores.head)
+    k = min(k, head.weight.shape[0])
+    ids = torch.zeros(*mask.shape, k, dtype=torch.long, device=mask.device)
+    logprobs, own = torch.zeros(ids.shape, device=mask.device), torch.zeros(mask.shape, device=mask.device)
+    kept = []
+    for hidden, tokens in zip(scores.hidden[mask].split(SCORED_TOKENS), rollouts.completion_ids[mask].split(SCORED_TOKENS), strict=True):
+        lq = log_probs(logits_of(hidden, head))
+        kept.append((*lq.topk(k), lq.gather(-1, tokens[:, None]).squeeze(-1)))
+    if kept:
+        logprobs[mask], ids[mask], own[mask] = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    return TopKScores(ids, logprobs, own)

@@ -27,6 +27,8 @@ def check(*overrides: str, **situation) -> None:
 
 K1_ADVANTAGE = ("divergence.kind=reverse_kl", "divergence.estimator=k1", "divergence.use=advantage")
 
+TOP_4 = ("divergence.estimator=top_k", "divergence.top_k=4")
+
 ACCEPTED = [
     (),
     ("alpha=1",),
@@ -116,6 +118,16 @@ REFUSED = [
     (("alpha=1", "surrogate.entropy_weight=0.1"), {}, "part of the reward's term"),
     ((), {"group_size": 1}, "every advantage is 0"),
     (("telemetry.interference_stride=-1",), {}, "below 0"),
+    (("alpha=0",), {"teacher_top_k": 20}, "needs the whole distribution but the teacher gives 20"),
+    (("divergence.estimator=top_k", "divergence.top_k=21"), {"teacher_top_k": 20}, "lower it, or raise teacher.top_k"),
+    ((*TOP_4, "divergence.extrapolation=1.25"), {"teacher_top_k": 20, "has_reference": True}, "extrapolation needs the whole"),
+    ((*TOP_4, "divergence.temperature=2"), {"teacher_top_k": 20}, "temperature is 2, for which its whole distribution is needed"),
+    ((*K1_ADVANTAGE, "divergence.teacher_temperature=0.5"), {"teacher_top_k": 0}, "temperature is 0.5"),
+    (
+        (*TOP_4, "divergence.tail=renormalise", "divergence.teacher_temperature=2", "gate.kind=sign_agreement"),
+        {"teacher_top_k": 20},
+        "of the sampled token at temperature 2",
+    ),
 ]
 
 
@@ -127,6 +139,24 @@ def test_what_is_inert_biased_or_impossible_is_refused_with_the_reason(overrides
         check(*overrides, **situation)
     message = str(refusal.value)
     assert "\n" not in message and message.endswith(".") and message.count(". ") == 0, "one sentence"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        TOP_4,
+        (*TOP_4, "divergence.temperature=2", "divergence.teacher_temperature=1"),
+        (*TOP_4, "divergence.temperature=2", "divergence.tail=renormalise"),
+        ("alpha=0", *TOP_4),
+    ],
+    ids=" ".join,
+)
+def test_what_top_k_scores_can_do_is_accepted(overrides):
+    check(*overrides, teacher_top_k=4)
+
+
+def test_the_sampled_token_alone_is_enough_for_sampled_estimators():
+    check(*K1_ADVANTAGE, teacher_top_k=0)
 
 
 def test_a_correction_makes_an_inexact_sampler_acceptable():

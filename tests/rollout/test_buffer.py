@@ -19,7 +19,8 @@ from gkd_rl.learner import Learner, local_counts
 from gkd_rl.objective.schedule import TermWeights
 from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.rollout.rows import micro_batches, take_experience
-from gkd_rl.types import Experience, Gates, GlobalCounts
+from gkd_rl.teacher.local import LocalTeacher, TopKTeacher
+from gkd_rl.types import Experience, Gates, GlobalCounts, TopKScores
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,24 @@ def test_a_saved_buffer_comes_back_whole(steps: list[Experience], tmp_path: Path
         one.add(steps[0], 3, per_prompt=2)
     assert len(restored) == len(buffer) == 14
     assert Counter(_rows(next(restored.updates(1, 1, 0)))) == Counter(_rows(next(buffer.updates(1, 1, 0))))
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_a_buffer_of_top_k_scores_comes_back_whole_and_counts_them(steps: list[Experience], tmp_path: Path, k: int):
+    teacher = TopKTeacher(LocalTeacher(language_model("llama", seed=1), 256), k)
+    kept = [replace(step, teacher=teacher.score(step.rollouts)) for step in steps]
+    buffer, restored = _filled(kept, max_staleness=2), SamplingBuffer(2, 0)
+    torch.save(buffer.state_dict(), tmp_path / "buffer.pt")
+    restored.load_state_dict(torch.load(tmp_path / "buffer.pt", weights_only=True), None)
+    assert [_digest(e) for e in restored.updates(1, 2, 3)] == [_digest(e) for e in buffer.updates(1, 2, 3)]
+    (whole,) = restored.updates(1, 1, 0)
+    assert isinstance(whole.teacher, TopKScores)
+    again = teacher.score(whole.rollouts)
+    torch.testing.assert_close(whole.teacher.logprobs, again.logprobs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole.teacher.token_logprobs, again.token_logprobs, atol=1e-5, rtol=0)
+    without = _filled([replace(step, teacher=None) for step in kept], max_staleness=2)
+    tokens = sum(step.rollouts.completion_ids.numel() for step in kept)
+    assert buffer.bytes - without.bytes == tokens * (12 * k + 4)
 
 
 def test_a_saved_buffer_holds_no_copy_of_the_teachers_head(steps: list[Experience]):

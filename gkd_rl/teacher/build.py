@@ -1,0 +1,148 @@
+"""From a configuration to the teacher that it describes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from gkd_rl.config.run import Config, TeacherConfig
+from gkd_rl.config.validate import model_of, teacher_configs
+from gkd_rl.engine import Processes
+from gkd_rl.errors import UserError
+from gkd_rl.models.language_model import LanguageModel, load_language_model
+from gkd_rl.models.source import resolve
+from gkd_rl.models.tokenizers import load_tokenizer, require_same_tokenizer, vocabulary_size
+from gkd_rl.teacher.cache import CachedTeacher, open_cache
+from gkd_rl.teacher.local import LocalTeacher, Teacher, TopKTeacher
+from gkd_rl.teacher.own import MovingAverage, PrivilegedTeacher, privileged_prompt
+from gkd_rl.teacher.served import ServedTeacher
+from gkd_rl.teacher.several import MixedTeachers, RoutedTeachers, route_of
+from gkd_rl.types import Example
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Who scores what; None: nobody."""
+
+    teacher: Teacher | None = None
+    """scores the rows that are trained on"""
+    judge: Teacher | None = None
+    """scores samples of evaluations"""
+    model: LanguageModel | None = None
+    """the teacher's own model, where there is one teacher and it is in the process: evaluated itself, once"""
+    averages: tuple[MovingAverage, ...] = ()
+    """teachers that follow the student"""
+    parameters: int = 0
+    """of the models in the process that score a row that is trained on (the mean of several that rows are routed to)"""
+
+    def follow(self, student: LanguageModel) -> None:
+        """After a step's updates; the student's parameters have to be whole here."""
+        for average in self.averages:
+            average.follow(student)
+
+    def state_dict(self) -> list[dict[str, Tensor]]:
+        """What changes of teachers in the course of a run."""
+        return [average.state_dict() for average in self.averages]
+
+    def load_state_dict(self, state: list[dict[str, Tensor]]) -> None:
+        """What ``state_dict`` gave."""
+        for average, weights in zip(self.averages, state, strict=True):
+            average.load_state_dict(weights)
+
+
+def check_teaching(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ``UserError`` for a teacher that is not there, has another tokenizer, or does not answer: before any model is loaded."""
+    for key, teacher in teacher_configs(config).items():
+        if model_of(teacher)[0] is not None:
+            assert teacher.path is not None
+            source = resolve(teacher.path, f"{key}.path")
+            theirs = load_tokenizer(source, f"{key}.path", teacher.trust_remote_code)
+            try:
+                require_same_tokenizer(tokenizer, theirs)
+            except UserError as error:
+                raise UserError(f"{key}: {error}") from None
+        if teacher.cache is not None and teacher.top_k is not None:
+            open_cache(teacher.cache, teacher.top_k, None)
+        if teacher.url is not None and (teacher.cache is None or config.rollout.on_policy_share > 0):
+            end = tokenizer.eos_token_id
+            assert isinstance(end, int)
+            ServedTeacher(teacher, vocabulary_size(tokenizer), key).probe([end, end])
+
+
+def check_taught(config: Config, examples: Iterable[Example]) -> None:
+    """Raise ``UserError`` for the first example whose column names no teacher, or that lacks what a teacher is to be shown."""
+    templates = [teacher.privileged for teacher in teacher_configs(config).values() if teacher.privileged is not None]
+    for example in examples:
+        if config.teacher_routing.column is not None:
+            route_of(example, config.teacher_routing.column, config.teachers)
+        for template in templates:
+            privileged_prompt(example, template)
+
+
+def build_teaching(config: Config, processes: Processes, tokenizer: PreTrainedTokenizerBase) -> Teaching:
+    """The configured teacher, loaded."""
+    built = {key: _one(config, key, settings, processes, tokenizer) for key, settings in teacher_configs(config).items()}
+    if not config.teachers:
+        return built.get("teacher", Teaching())
+    each = {name: one.teacher for name, one in zip(config.teachers, built.values(), strict=True) if one.teacher is not None}
+    averages = tuple(average for one in built.values() for average in one.averages)
+    column = config.teacher_routing.column
+    teacher = MixedTeachers(each, config.teacher_routing.weights) if column is None else RoutedTeachers(each, column)
+    parameters = sum(one.parameters for one in built.values())
+    return Teaching(teacher, teacher, averages=averages, parameters=parameters if column is None else parameters // len(built))
+
+
+def teacher_name(teacher: TeacherConfig) -> str:
+    """By what a cache knows the teacher."""
+    name = str(teacher.served_model or teacher.path) if teacher.kind == "model" else "the initial student"
+    return name if teacher.privileged is None else f"{name} shown {teacher.privileged!r}"
+
+
+def _one(config: Config, key: str, settings: TeacherConfig, processes: Processes, tokenizer: PreTrainedTokenizerBase) -> Teaching:
+    if settings.cache is None:
+        return _live(config, key, settings, processes, tokenizer)
+    assert settings.top_k is not None, "validate asks for it"
+    named = (*model_of(settings), settings.kind) != (None, None, "model")
+    cache = open_cache(settings.cache, settings.top_k, teacher_name(settings) if named else None)
+    if config.rollout.on_policy_share == 0:  # nothing is left to a live teacher
+        return Teaching(CachedTeacher(cache, settings.top_k, None))
+    live = _live(config, key, settings, processes, tokenizer)
+    return replace(live, teacher=CachedTeacher(cache, settings.top_k, live.teacher))
+
+
+def _live(config: Config, key: str, settings: TeacherConfig, processes: Processes, tokenizer: PreTrainedTokenizerBase) -> Teaching:
+    if settings.url is not None:
+        served = _shown(settings, ServedTeacher(settings, vocabulary_size(tokenizer), key), tokenizer, None)
+        return Teaching(served, served)
+    model = _model(config, key, settings, processes)
+    whole = LocalTeacher(model, 4 * config.engine.micro_batch_tokens)
+    window = getattr(model.module.config, "max_position_embeddings", None)
+    teacher = _shown(settings, whole if settings.top_k is None else TopKTeacher(whole, settings.top_k), tokenizer, window)
+    averages = (MovingAverage(model, settings.decay),) if settings.kind == "ema" else ()
+    return Teaching(teacher, teacher, model if settings.kind == "model" else None, averages, model.parameters)
+
+
+def _model(config: Config, key: str, settings: TeacherConfig, processes: Processes) -> LanguageModel:
+    if settings.kind == "model":
+        return load_frozen(settings, f"{key}.path", processes)
+    student = config.student
+    # Averages move by small shares, which bfloat16 would round away.
+    dtype = "float32" if settings.kind == "ema" else student.dtype
+    copy = TeacherConfig(path=student.path, dtype=dtype, trust_remote_code=student.trust_remote_code)
+    return load_frozen(copy, "student.path", processes)
+
+
+def _shown(settings: TeacherConfig, teacher: Teacher, tokenizer: PreTrainedTokenizerBase, window: int | None) -> Teacher:
+    return teacher if settings.privileged is None else PrivilegedTeacher(teacher, settings.privileged, tokenizer, window)
+
+
+def load_frozen(config: TeacherConfig, where: str, processes: Processes) -> LanguageModel:
+    """The model at ``config.path`` on this process's device, not trained."""
+    assert config.path is not None
+    model = load_language_model(config.path, where, config.dtype, config.trust_remote_code)
+    model.module.to(processes.device)  # pyright: ignore[reportArgumentType]
+    model.module.requires_grad_(False)
+    return model
