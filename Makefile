@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM_VENV := .venv-vllm
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup quickstart test test-slow lint format models clean
+.PHONY: setup quickstart test test-slow test-vllm lint format models clean
 
 setup: $(VENV)/.ready
 
@@ -27,6 +28,17 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
+# vLLM pins what it depends on, so that it has an environment of its own.
+test-vllm: $(VLLM_VENV)/.ready
+	PYTHONPATH=$(CURDIR) $(VLLM_VENV)/bin/python -m pytest tests/with_vllm -m vllm --timeout 1200
+
+$(VLLM_VENV)/.ready: constraints-vllm.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "vLLM's pinned set needs Python 3.11; set PYTHON=..."; exit 1; }
+	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	@echo "installing vLLM into $(VLLM_VENV) (a few minutes the first time)"
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
+	@touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,4 +52,4 @@ models: setup
 	$(BIN)/python scripts/build_embedded_models.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -17,7 +17,11 @@ from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_t
 from gkd_rl.rollout.ahead import CopySampler
 from gkd_rl.rollout.completions import TeacherCompletions
 from gkd_rl.rollout.drawing import SamplingParams
-from gkd_rl.rollout.sampler import InProcessSampler
+from gkd_rl.rollout.generate import GenerateSampler
+from gkd_rl.rollout.sampler import InProcessSampler, Sampler
+from gkd_rl.rollout.vllm import Backend, VllmSampler, require_vllm
+from gkd_rl.rollout.vllm_engine import ColocatedVllm
+from gkd_rl.rollout.vllm_server import VllmServer
 from gkd_rl.scoring import make_rewards, score_texts
 from gkd_rl.tasks.base import Task, make_task
 from gkd_rl.teacher.build import Teaching, build_teaching, check_taught, check_teaching
@@ -33,8 +37,8 @@ class Parts:
     task: Task
     rewards: WeightedSum
     student: LanguageModel
-    sampler: InProcessSampler
-    evaluation_sampler: InProcessSampler
+    sampler: Sampler
+    evaluation_sampler: Sampler
     """always of the student as it is"""
     teaching: Teaching
     reference: LocalTeacher | None
@@ -47,6 +51,8 @@ class Parts:
 def build_parts(config: Config, processes: Processes, student_path: str | None = None, where: str = "student.path") -> Parts:
     """Make every part; ``student_path`` replaces the configured student. Raises ``UserError`` before a model is loaded if it can."""
     validate(config)
+    if config.rollout.sampler == "vllm":
+        require_vllm(config.rollout.vllm)
     path = student_path or config.student.path
     source = resolve(path, where)
     task = make_task(config)
@@ -66,20 +72,22 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
             for example in training:
                 completion_tokens(tokenizer, example, config.rollout.max_new_tokens)
     check_teaching(config, tokenizer)
+    backend = _vllm_backend(config, processes) if config.rollout.sampler == "vllm" else None
     student = _load(path, where, config.student.dtype, config.student.trust_remote_code, processes)
     _check_context(config, student)
     teaching = build_teaching(config, processes, tokenizer)
+    sampler = _sampler(config, processes, student, backend)
     return Parts(
         task=task,
         rewards=rewards,
         student=student,
-        sampler=(CopySampler if config.rollout.overlap else InProcessSampler)(student, config.rollout.sampling_rows),
-        evaluation_sampler=InProcessSampler(student, config.rollout.sampling_rows),
+        sampler=sampler,
+        evaluation_sampler=InProcessSampler(student, config.rollout.sampling_rows) if config.rollout.overlap else sampler,
         teaching=teaching,
         reference=_reference(config, processes, path, where),
         evaluator=Evaluator(rewards, config.objective, processes, config.engine.micro_batch_tokens, config.rollout.max_new_tokens),
         held_out=held_out,
-        completions=_completions(config, processes, student, teaching.model),
+        completions=_completions(config, processes, student, teaching),
     )
 
 
@@ -126,11 +134,30 @@ def _load(path: str, where: str, dtype: str, trust: bool, processes: Processes) 
     return model
 
 
-def _completions(config: Config, processes: Processes, student: LanguageModel, teacher: LanguageModel | None) -> TeacherCompletions | None:
+def _vllm_backend(config: Config, processes: Processes) -> Backend:
+    """vLLM in this process (started with the first weights), or the server, which has to be there already."""
+    settings, rows = config.rollout.vllm, config.rollout.sampling_rows
+    max_tokens = config.task.max_prompt_tokens + config.rollout.max_new_tokens
+    if settings.url is None:
+        return ColocatedVllm(settings, processes, max_tokens, rows)
+    folder = Path(settings.weights_dir) if settings.weights_dir else Path(config.run_dir) / "vllm-weights"
+    return VllmServer(settings, folder, max_tokens, rows)
+
+
+def _sampler(config: Config, processes: Processes, student: LanguageModel, backend: Backend | None) -> Sampler:
+    budget = 4 * config.engine.micro_batch_tokens
+    if backend is not None:
+        return VllmSampler(student, backend, processes, config.rollout.vllm.url is not None, budget)
+    if config.rollout.sampler == "generate":
+        return GenerateSampler(student, config.rollout.sampling_rows, budget)
+    return (CopySampler if config.rollout.overlap else InProcessSampler)(student, config.rollout.sampling_rows)
+
+
+def _completions(config: Config, processes: Processes, student: LanguageModel, teaching: Teaching) -> TeacherCompletions | None:
     rollout = config.rollout
     if rollout.completions == "dataset" or rollout.on_policy_share >= 1:
         return None
-    assert teacher is not None, "validate asks for a teacher in the process"
+    assert teaching.model is not None, "validate asks for one"
     params = SamplingParams(rollout.max_new_tokens, temperature=rollout.completions_temperature)
     settings = {
         "teacher.path": config.teacher.path,
@@ -139,7 +166,7 @@ def _completions(config: Config, processes: Processes, student: LanguageModel, t
         "seed": config.seed,
     }
     folder = Path(rollout.completions_dir or Path(config.run_dir) / "completions")
-    sampler = InProcessSampler(teacher, rollout.sampling_rows)
+    sampler = InProcessSampler(teaching.model, rollout.sampling_rows)
     return TeacherCompletions(student, sampler, params, config.seed, folder, settings, processes.rank)
 
 

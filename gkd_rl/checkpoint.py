@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gkd_rl.config.load import differences, load_config, value_at
-from gkd_rl.config.run import Config
+from gkd_rl.config.run import Config, VllmConfig
 from gkd_rl.engine import Engine, Processes
 from gkd_rl.errors import UserError
 from gkd_rl.rollout.ahead import Ahead
@@ -28,6 +29,7 @@ from gkd_rl.types import Heads
 CHANGEABLE = (
     *("run_dir", "max_steps", "resume", "data_dir", "model", "log_rollouts_every", "engine.micro_batch_tokens", "engine.threads"),
     *("evaluation.every", "evaluation.during_examples", "evaluation.samples"),
+    *(f"rollout.vllm.{item.name}" for item in fields(VllmConfig)),
     *("teacher.url", "teacher.rows_per_request", "teacher.concurrency", "teacher.retries", "teacher.retry_seconds", "teacher.timeout"),
     *("teacher.api_key_env", "teacher.cache"),
 )

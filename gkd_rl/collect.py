@@ -41,8 +41,7 @@ def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
     gates = row_gates(rewards, rollouts.group, config.objective.gate)
     experience = Experience(rollouts, rewards, judged.components, advantages, teacher, reference, gates)
     figures |= rollout_health(experience, run.processes)
-    scoring = parts.teaching.parameters if teacher is not None else 0
-    scoring += parts.reference.model.parameters if parts.reference is not None else 0
+    scoring = (parts.teaching.parameters if teacher is not None else 0) + (parts.reference.model.parameters if parts.reference else 0)
     figures |= step_flops(rollouts, parts.student.parameters, scoring, config.rollout.passes, config.rollout.per_prompt, run.processes)
     return experience, figures
 

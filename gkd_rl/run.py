@@ -113,7 +113,8 @@ def start_or_resume(run: Run) -> tuple[int, dict[str, Any]]:
         if run.parts.teaching.averages:
             run.parts.teaching.load_state_dict(checkpoints.teachers(place, run.engine))
         run.history.load_state_dict(state["history"])
-        run.parts.sampler.sync(state["step"])
+        with run.engine.gathered():
+            run.parts.sampler.sync(state["step"])
         if run.folder is not None:
             run.folder.rewind(state["positions"])
         run.terminal.say(f"resumed from {place} ({state['step']} of {run.config.max_steps} steps done)")
@@ -131,6 +132,7 @@ def evaluate_before(run: Run) -> dict[str, Any]:
             summary["teacher"] = _row(parts.evaluator(model, sampler, parts.held_out))
             summary["teacher"]["parameters"] = model.parameters
         bar.advance()
+        parts.sampler.sync(0)
         summary["before"] = _row(parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teaching.judge))
         bar.advance()
     run.history.observe(summary["before"]["accuracy"])

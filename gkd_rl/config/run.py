@@ -111,6 +111,26 @@ class RewardConfig:
 
 
 @dataclass
+class VllmConfig:
+    """vLLM as the sampler: an engine in this process, or a server."""
+
+    url: str | None = None
+    """A vLLM server, as in ``http://host:8000``; null: an engine inside each training process."""
+    weights_dir: str | None = None
+    """Folder that the server reads too: the student goes there after each step; null: ``vllm-weights`` in the run's folder."""
+    kv_cache_gib: float = 4.0
+    """Memory for keys and values of an engine in the process, in GiB."""
+    eager: bool = False
+    """Start at once, without compilation and CUDA graphs; decoding is slower."""
+    sleep: bool = False
+    """Give the engine's GPU memory back while the student trains."""
+    timeout: float = 600.0
+    """Seconds that one request to the server may take."""
+    retries: int = 4
+    """Times that a request is tried again where the server is away or busy, after 1, 2, 4, ... seconds."""
+
+
+@dataclass
 class RolloutConfig:
     """How the student's answers are sampled and used."""
 
@@ -160,6 +180,10 @@ class RolloutConfig:
     """Memory that one rank's rollouts may take, in GiB; beyond it the run ends with an error. 0: no limit."""
     sampling_rows: int = 512
     """Rows decoded at once at most."""
+    sampler: Literal["native", "generate", "vllm"] = "native"
+    """``native``: this package's decoding; ``generate``: Hugging Face's, for models that it cannot decode; ``vllm``: see ``vllm``."""
+    vllm: VllmConfig = field(default_factory=VllmConfig)
+    """Settings of the sampler ``vllm``."""
 
 
 @dataclass

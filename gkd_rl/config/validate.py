@@ -28,6 +28,7 @@ _AT_LEAST = {
     "rollout.sampling_rows": 1,
     "rollout.top_k": 0,
     "rollout.min_new_tokens": 0,
+    "rollout.vllm.retries": 0,
     "rollout.max_resamples": 0,
     "rollout.completions_temperature": 0,
     "rollout.buffer_gib": 0,
@@ -53,7 +54,10 @@ _IN_RANGE = {
     "optimizer.end_share": (0.0, 1.0),
 }
 _BELOW_ONE = ("optimizer.beta1", "optimizer.beta2")
-_ABOVE_ZERO = ("optimizer.lr", "optimizer.eps", "sft.lr", "sft.epochs", "rollout.temperature", "rollout.top_p")
+_ABOVE_ZERO = (
+    *("optimizer.lr", "optimizer.eps", "sft.lr", "sft.epochs", "rollout.temperature", "rollout.top_p"),
+    *("rollout.vllm.kv_cache_gib", "rollout.vllm.timeout"),
+)
 
 
 def validate(config: Config) -> None:
@@ -96,9 +100,9 @@ def teacher_top_k(config: Config) -> int | None:
 
 
 def samples_exactly(rollout: RolloutConfig) -> bool:
-    """Whether tokens are drawn from the very policy."""
+    """Whether tokens are drawn from the very policy. vLLM's arithmetic differs from the trainer's."""
     untruncated = (rollout.top_k, rollout.top_p, rollout.min_p, rollout.min_new_tokens) == (0, 1, 0, 0)
-    return rollout.temperature == 1 and untruncated
+    return rollout.temperature == 1 and untruncated and rollout.sampler != "vllm"
 
 
 def needs_teacher(config: Config) -> bool:
@@ -143,10 +147,14 @@ def _complaints(config: Config) -> Iterator[str]:
             yield "teacher.cache holds scores of the dataset's completions and rollout.completions is 'teacher'; set it to dataset"
     if config.rollout.completions == "teacher" and config.rollout.on_policy_share >= 1:
         yield "rollout.completions is 'teacher' but every row is sampled from the student; lower rollout.on_policy_share (λ)"
+    if config.rollout.overlap and config.rollout.sampler != "native":
+        yield f"rollout.overlap samples with a copy of the student, and rollout.sampler={config.rollout.sampler} has none; use native"
     if config.rollout.overlap and config.engine.zero_stage == 3:
         yield "rollout.overlap keeps a whole copy of the student, which engine.zero_stage=3 shards; set overlap to false, or stage 2"
     if "" in config.rollout.stop:
         yield "rollout.stop holds an empty text, which every answer contains; remove it"
+    if config.rollout.sampler == "vllm":
+        yield from _vllm_complaints(config.rollout)
     for key, teacher in {"teacher": config.teacher, **teacher_configs(config)}.items():
         yield from _teacher_complaints(key, teacher)
         yield from _own_complaints(key, teacher, config)
@@ -156,6 +164,19 @@ def _complaints(config: Config) -> Iterator[str]:
         yield f"resume is '{config.resume}'; it must be one of {', '.join(RESUME)}"
     if config.rewards == []:
         yield "rewards is empty; leave it out for the task's own reward, and set objective.alpha=1 to train without one"
+
+
+def _vllm_complaints(rollout: RolloutConfig) -> Iterator[str]:
+    """What vLLM would refuse, or do in another way than the settings mean."""
+    if not 0.01 <= rollout.temperature <= 2:
+        yield f"rollout.temperature is {rollout.temperature}; vLLM samples between 0.01 and 2: change it, or set rollout.sampler=native"
+    if rollout.min_p > 0 and rollout.top_p < 1:
+        yield "rollout.min_p and rollout.top_p are both set, which vLLM applies in another order; drop one, or set rollout.sampler=native"
+    url = rollout.vllm.url
+    if url is not None and not url.startswith(("http://", "https://")):
+        yield f"rollout.vllm.url is '{url}'; write it as http://HOST:PORT"
+    if url is not None and rollout.vllm.sleep:
+        yield "rollout.vllm.sleep is about an engine in this process, and rollout.vllm.url names a server; drop one of them"
 
 
 def _teacher_complaints(key: str, teacher: TeacherConfig) -> Iterator[str]:

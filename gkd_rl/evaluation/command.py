@@ -22,6 +22,7 @@ def evaluate(config: Config, as_json: bool = False) -> Evaluation:
     path = config.model or (str(final) if (final / "config.json").is_file() else config.student.path)
     parts = build_parts(config, processes, path, "model" if config.model else "student.path")
     terminal.say(f"evaluating {path} on {len(parts.held_out)} held-out examples")
+    parts.sampler.sync(0)
     judge = None if parts.teaching.averages else parts.teaching.judge  # an average is nothing outside of its run
     result = parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, judge, config.evaluation.samples)
     if as_json and processes.is_main:

@@ -104,6 +104,10 @@ class LanguageModel(ABC):
     def advance(self, tokens: Tensor, state: DecodingState) -> Tensor:
         """Append ``tokens`` [B]; return the state [B, H] that predicts the next ones."""
 
+    @abstractmethod
+    def generation_inputs(self, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Prompts as ``generate`` wants them: ids and mask [B, P], and how many columns of its output stand before the completion."""
+
 
 class CausalLanguageModel(LanguageModel):
     """Decoder-only models: one sequence of prompt and completion."""
@@ -141,6 +145,9 @@ class CausalLanguageModel(LanguageModel):
         ).last_hidden_state[:, -1]
         state.position = state.position + 1
         return hidden
+
+    def generation_inputs(self, prompt_ids, prompt_mask):
+        return prompt_ids, prompt_mask, prompt_ids.shape[1]
 
     def _mask(self, state: DecodingState) -> Tensor | None:
         """What one new token may attend to. Making the mask anew costs more than a small model's step; None saves it altogether."""
@@ -180,10 +187,12 @@ class EncoderDecoderLanguageModel(LanguageModel):
         state.position = state.position + 1
         return hidden
 
+    def generation_inputs(self, prompt_ids, prompt_mask):
+        return *_right_padded(prompt_ids, prompt_mask), 1
+
     def _encode(self, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The prompts' states [B, P, H] and mask [B, P], padding moved to the right: encoders count positions from the first column."""
-        order = prompt_mask.long().argsort(dim=1, descending=True, stable=True)
-        ids, mask = prompt_ids.gather(1, order), prompt_mask.gather(1, order)
+        """The prompts' states [B, P, H] and mask [B, P], padding moved to the right."""
+        ids, mask = _right_padded(prompt_ids, prompt_mask)
         return self.module.get_encoder()(input_ids=ids, attention_mask=mask.long()).last_hidden_state, mask
 
     def _start(self, rows: int) -> Tensor:
@@ -191,6 +200,12 @@ class EncoderDecoderLanguageModel(LanguageModel):
         if start is None:
             raise UserError(f"{self.module.name_or_path}: its config.json names no decoder_start_token_id; set it there")
         return torch.full((rows, 1), start, dtype=torch.long, device=self.device)
+
+
+def _right_padded(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and mask [B, P] with the padding moved to the right: encoders count positions from the first column."""
+    order = mask.long().argsort(dim=1, descending=True, stable=True)
+    return ids.gather(1, order), mask.gather(1, order)
 
 
 def _positions(mask: Tensor) -> Tensor:

@@ -45,10 +45,14 @@ def row_uniforms(keys: Sequence[tuple[int, ...]], length: int) -> Tensor:
     rows = torch.empty(len(keys), length, dtype=torch.float64)
     generator = torch.Generator()
     for row, key in enumerate(keys):
-        digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-        generator.manual_seed(int.from_bytes(digest, "big") >> 1)
+        generator.manual_seed(row_seed(key))
         rows[row] = torch.rand(length, generator=generator, dtype=torch.float64)
     return rows
+
+
+def row_seed(key: tuple[int, ...]) -> int:
+    """63 bits that depend on ``key`` (seed, example, place in its group) only."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def draw(

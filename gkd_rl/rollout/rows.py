@@ -74,9 +74,7 @@ def on_device(experience: Experience, device: torch.device) -> Experience:
 
 
 def _scores_on(scores: TeacherScores | None, device: torch.device) -> TeacherScores | None:
-    if scores is None:
-        return None
-    return _with_tensors(scores, {name: value.to(device) for name, value in score_tensors(scores).items()})
+    return None if scores is None else _with_tensors(scores, {name: value.to(device) for name, value in score_tensors(scores).items()})
 
 
 def join(parts: Sequence[Rollouts], pad: int) -> Rollouts:

@@ -8,6 +8,7 @@ Shapes: B sequences, P prompt positions, C completion positions, H hidden, G rol
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -24,12 +25,15 @@ from gkd_rl.types import Example, Rollouts
 class Sampler(Protocol):
     """Anything that answers prompts with the present policy."""
 
+    version: int
+    """updates that the policy had which it samples from"""
+
     def sample(self, examples: Sequence[Example], per_prompt: int, params: SamplingParams, seed: int) -> Rollouts:
         """``per_prompt`` completions of every example; rows of one example stand together."""
         ...
 
     def sync(self, version: int) -> None:
-        """Take over the trained policy, which has had ``version`` updates."""
+        """Take over the trained policy, which has had ``version`` updates. Every rank calls it, holding the whole model."""
         ...
 
 
@@ -47,41 +51,16 @@ class InProcessSampler:
     @torch.no_grad()
     def sample(self, examples: Sequence[Example], per_prompt: int, params: SamplingParams, seed: int) -> Rollouts:
         prompts = [prompt_tokens(self.model.tokenizer, example.prompt) for example in examples]
-        ids = torch.full((len(prompts) * per_prompt, params.max_new_tokens), self._pad, device=self.model.device)
-        logprobs = torch.zeros(ids.shape, device=ids.device)
-        sampler_logprobs = torch.zeros(ids.shape, device=ids.device)
-        lengths = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
-        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        drawn = empty_rows(self.model, len(prompts) * per_prompt, params.max_new_tokens)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         size = max(1, self.max_rows // per_prompt)
         for chunk in (order[i : i + size] for i in range(0, len(order), size)):
-            rows = torch.tensor([i * per_prompt + g for i in chunk for g in range(per_prompt)], device=ids.device)
+            rows = torch.tensor([i * per_prompt + g for i in chunk for g in range(per_prompt)], device=drawn.ids.device)
             keys = [(seed, examples[i].key, g) for i in chunk for g in range(per_prompt)]
-            uniforms = row_uniforms(keys, params.max_new_tokens).to(ids.device)
+            uniforms = row_uniforms(keys, params.max_new_tokens).to(drawn.ids.device)
             out = self._decode([prompts[i] for i in chunk], per_prompt, params, uniforms)
-            ids[rows], logprobs[rows], sampler_logprobs[rows], lengths[rows], ended[rows] = out
-        width = int(lengths.max()) if len(lengths) else 1
-        mask = torch.arange(width, device=ids.device) < lengths[:, None]
-        repeated = [prompt for prompt in prompts for _ in range(per_prompt)]
-        prompt_ids, prompt_mask = encode_prompts(self.model, repeated)
-        return Rollouts(
-            examples=tuple(example for example in examples for _ in range(per_prompt)),
-            prompt_ids=prompt_ids,
-            prompt_mask=prompt_mask,
-            completion_ids=ids[:, :width],
-            completion_mask=mask,
-            logprobs=logprobs[:, :width],
-            sampler_logprobs=sampler_logprobs[:, :width],
-            on_policy=torch.ones(len(ids), dtype=torch.bool, device=ids.device),
-            group=torch.tensor([e.key for e in examples for _ in range(per_prompt)], dtype=torch.long, device=ids.device),
-            version=torch.full((len(ids),), self.version, device=ids.device),
-            ended=ended,
-            texts=decode(self.model, ids[:, :width], mask),
-        )
-
-    @property
-    def _pad(self) -> int:
-        return int(self.model.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+            drawn.ids[rows], drawn.logprobs[rows], drawn.sampler_logprobs[rows], drawn.lengths[rows], drawn.ended[rows] = out
+        return sampled_rollouts(self.model, examples, prompts, per_prompt, drawn, self.version)
 
     def _decode(self, prompts: list[list[int]], per_prompt: int, params: SamplingParams, uniforms: Tensor):
         """Of one chunk: ids, log-probabilities under policy and sampler [B, C], lengths [B], and whether rows ended themselves [B]."""
@@ -92,7 +71,8 @@ class InProcessSampler:
             hidden = hidden.repeat_interleave(per_prompt, dim=0)
             state.repeat(per_prompt)
         head = in_fp32(model.head)
-        ids = torch.full((rows, params.max_new_tokens), self._pad, device=hidden.device)
+        pad = int(model.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+        ids = torch.full((rows, params.max_new_tokens), pad, device=hidden.device)
         logprobs = torch.zeros(ids.shape, device=hidden.device)
         sampler_logprobs = torch.zeros(ids.shape, device=hidden.device)
         lengths = torch.full((rows,), params.max_new_tokens, device=hidden.device)
@@ -117,6 +97,59 @@ class InProcessSampler:
                 alive, tokens, ended = alive[keep], tokens[keep], ended[keep]
             hidden = model.advance(tokens, state)
         return ids, logprobs, sampler_logprobs, lengths, whole
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a sampler drew, row by row, padded to a common width."""
+
+    ids: Tensor
+    """[B, C] int64"""
+    lengths: Tensor
+    """[B] int64"""
+    ended: Tensor
+    """[B] bool"""
+    logprobs: Tensor
+    """[B, C] fp32 under the untruncated policy"""
+    sampler_logprobs: Tensor
+    """[B, C] fp32 under the distribution really sampled from"""
+
+
+def empty_rows(model: LanguageModel, rows: int, width: int) -> Drawn:
+    """Room for ``rows`` completions of at most ``width`` tokens, all padding."""
+    pad = int(model.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+    return Drawn(
+        ids=torch.full((rows, width), pad, device=model.device),
+        lengths=torch.zeros(rows, dtype=torch.long, device=model.device),
+        ended=torch.zeros(rows, dtype=torch.bool, device=model.device),
+        logprobs=torch.zeros(rows, width, device=model.device),
+        sampler_logprobs=torch.zeros(rows, width, device=model.device),
+    )
+
+
+def sampled_rollouts(
+    model: LanguageModel, examples: Sequence[Example], prompts: Sequence[Sequence[int]], per_prompt: int, drawn: Drawn, version: int
+) -> Rollouts:
+    """Rollouts of ``per_prompt`` rows for each example and its prompt's tokens, cut to the longest row."""
+    device = drawn.ids.device
+    width = int(drawn.lengths.max()) if len(drawn.lengths) else 1
+    mask = torch.arange(width, device=device) < drawn.lengths[:, None]
+    rows = [example for example in examples for _ in range(per_prompt)]
+    prompt_ids, prompt_mask = encode_prompts(model, [prompt for prompt in prompts for _ in range(per_prompt)])
+    return Rollouts(
+        examples=tuple(rows),
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        completion_ids=drawn.ids[:, :width],
+        completion_mask=mask,
+        logprobs=drawn.logprobs[:, :width],
+        sampler_logprobs=drawn.sampler_logprobs[:, :width],
+        on_policy=torch.ones(len(rows), dtype=torch.bool, device=device),
+        group=torch.tensor([example.key for example in rows], dtype=torch.long, device=device),
+        version=torch.full((len(rows),), version, device=device),
+        ended=drawn.ended,
+        texts=decode(model, drawn.ids[:, :width], mask),
+    )
 
 
 def dataset_rollouts(model: LanguageModel, examples: Sequence[Example], max_new_tokens: int, version: int) -> Rollouts:

@@ -36,7 +36,7 @@ class Teaching:
     averages: tuple[MovingAverage, ...] = ()
     """teachers that follow the student"""
     parameters: int = 0
-    """of the models in the process that a row goes through; of routed teachers the mean"""
+    """of the models in the process that score a row that is trained on (the mean of several that rows are routed to)"""
 
     def follow(self, student: LanguageModel) -> None:
         """After a step's updates; the student's parameters have to be whole here."""
