@@ -42,7 +42,8 @@ class ColocatedVllm:
             self.llm.wake_up()
         weights = iter(checkpoint_weights(model.module).items())
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights, "is_checkpoint_format": True})
-        self.llm.reset_prefix_cache()
+        emptied = self.llm.reset_prefix_cache()
+        assert emptied, "no request is under way"
         if self.config.sleep:
             self.llm.sleep(level=1)
 
