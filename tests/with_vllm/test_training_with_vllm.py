@@ -58,3 +58,10 @@ def test_a_run_trains_on_what_vllm_samples(config: Path, ranks: int, zero_stage:
 def test_without_a_correction_the_reward_term_is_refused(config: Path, tmp_path: Path):
     done = _gkd_rl("train", str(config), f"run_dir={tmp_path / 'run'}", "objective.surrogate.correction.kind=none")
     assert done.returncode != 0 and "draws from another distribution" in done.stderr + done.stdout
+
+
+def test_a_student_that_vllm_cannot_run_is_refused_in_one_line(config: Path, tmp_path: Path):
+    """Its CPU kernels know no heads of width 24."""
+    done = _gkd_rl("train", str(config), f"run_dir={tmp_path / 'run'}", "student.path=embedded:arithmetic-student")
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "vLLM could not sample: " in done.stderr and "head_dim=24" in done.stderr and "rollout.sampler=native" in done.stderr
