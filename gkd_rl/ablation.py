@@ -26,6 +26,10 @@ from gkd_rl.evaluation.statistics import mean_interval
 from gkd_rl.run_folder import RunFolder
 
 FIGURES = ("accuracy", "reward", "divergence", "reverse_kl", "length")
+"""Columns of ``results.csv``."""
+
+SHOWN = {"accuracy": "accuracy", "reward": "reward", "reverse_kl": "KL to teacher"}
+"""Those that a terminal of 80 columns has room for, and what they are called there."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +159,8 @@ def _show(terminal: Terminal, points: Sequence[Point], rows: Sequence[dict[str, 
     by_label: dict[str, list[dict[str, Any]]] = {}
     for point in points:
         by_label.setdefault(point.label, []).extend(row for row in rows if row["run_dir"] == str(point.folder))
-    table = [[label, str(len(found)), *(_interval(found, name) for name in FIGURES)] for label, found in by_label.items()]
-    terminal.table("mean over seeds, 95% interval", ["", "seeds", *FIGURES], table)
+    table = [[label, str(len(found)), *(_interval(found, name) for name in SHOWN)] for label, found in by_label.items()]
+    terminal.table("mean over seeds, 95% interval", ["", "seeds", *SHOWN.values()], table)
     for point in failed:
         terminal.say(f"failed     {point.label} seed={point.seed}: {_last_words(point)} (see {point.folder / 'output.log'})")
 

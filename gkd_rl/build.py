@@ -14,6 +14,7 @@ from gkd_rl.evaluation.evaluate import Evaluator
 from gkd_rl.models.language_model import LanguageModel, load_language_model
 from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_tokens, require_same_tokenizer
+from gkd_rl.rollout.ahead import CopySampler
 from gkd_rl.rollout.completions import TeacherCompletions
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.generate import GenerateSampler
@@ -36,6 +37,8 @@ class Parts:
     rewards: WeightedSum
     student: LanguageModel
     sampler: Sampler
+    evaluation_sampler: Sampler
+    """always of the student as it is"""
     teacher: LocalTeacher | None
     reference: LocalTeacher | None
     evaluator: Evaluator
@@ -73,11 +76,13 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     student = _load(path, where, config.student.dtype, config.student.trust_remote_code, processes)
     _check_context(config, student)
     teacher = _teacher(config, processes)
+    sampler = _sampler(config, processes, student, backend)
     return Parts(
         task=task,
         rewards=rewards,
         student=student,
-        sampler=_sampler(config, processes, student, backend),
+        sampler=sampler,
+        evaluation_sampler=InProcessSampler(student, config.rollout.sampling_rows) if config.rollout.overlap else sampler,
         teacher=teacher,
         reference=_reference(config, processes, path, where),
         evaluator=Evaluator(rewards, config.objective, processes, config.engine.micro_batch_tokens, config.rollout.max_new_tokens),
@@ -145,7 +150,7 @@ def _sampler(config: Config, processes: Processes, student: LanguageModel, backe
         return VllmSampler(student, backend, processes, config.rollout.vllm.url is not None, budget)
     if config.rollout.sampler == "generate":
         return GenerateSampler(student, config.rollout.sampling_rows, budget)
-    return InProcessSampler(student, config.rollout.sampling_rows)
+    return (CopySampler if config.rollout.overlap else InProcessSampler)(student, config.rollout.sampling_rows)
 
 
 def _teacher(config: Config, processes: Processes) -> LocalTeacher | None:

@@ -20,6 +20,7 @@ from gkd_rl.config.load import differences, load_config, value_at
 from gkd_rl.config.run import Config, VllmConfig
 from gkd_rl.engine import Engine, Processes
 from gkd_rl.errors import UserError
+from gkd_rl.rollout.ahead import Ahead
 from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.run_folder import RunFolder, remove_tree, write_atomically
 from gkd_rl.types import Head
@@ -39,7 +40,9 @@ class Checkpoints:
         self.folder = folder / "checkpoints"
         self.keep = keep
 
-    def save(self, step: int, engine: Engine, buffer: SamplingBuffer, run: RunFolder | None, state: Mapping[str, Any]) -> None:
+    def save(
+        self, step: int, engine: Engine, buffer: SamplingBuffer, ahead: Ahead | None, run: RunFolder | None, state: Mapping[str, Any]
+    ) -> None:
         """Write the checkpoint of ``step`` finished steps; every rank calls it, the main one has the ``run`` folder."""
         processes = engine.processes
         aside, place = self.folder / f".step-{step:08d}", self.folder / f"step-{step:08d}"
@@ -49,6 +52,8 @@ class Checkpoints:
         processes.barrier()
         engine.save(aside)
         torch.save(buffer.state_dict(), aside / f"buffer-{processes.rank}.pt")
+        if ahead is not None:
+            torch.save(ahead.state_dict(), aside / f"ahead-{processes.rank}.pt")
         processes.barrier()
         if run is not None:
             whole = {**state, "step": step, "ranks": processes.count, "positions": run.positions()}
@@ -67,16 +72,21 @@ class Checkpoints:
                 return place, json.loads((place / "state.json").read_text())
         return None
 
-    def restore(self, place: Path, engine: Engine, buffer: SamplingBuffer, teacher: Head | None, reference: Head | None) -> None:
-        """Load weights, optimiser and this rank's buffer. Buffers hold tensors and plain values only."""
-        stored = place / f"buffer-{engine.processes.rank}.pt"
+    def restore(
+        self, place: Path, engine: Engine, buffer: SamplingBuffer, ahead: Ahead | None, teacher: Head | None, reference: Head | None
+    ) -> None:
+        """Load weights, optimiser and this rank's buffer and sampling ahead. Both hold tensors and plain values only."""
+        rank, device = engine.processes.rank, engine.processes.device
         try:
             engine.load(place)
-            state = torch.load(stored, map_location=engine.processes.device, weights_only=True)
+            state = torch.load(place / f"buffer-{rank}.pt", map_location=device, weights_only=True)
+            begun = {} if ahead is None else torch.load(place / f"ahead-{rank}.pt", map_location=device, weights_only=True)
         except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
             reason = str(error).split(". ")[0].splitlines()[0]
             raise UserError(f"the checkpoint {place} cannot be read ({reason}); remove it to continue from an earlier one") from error
         buffer.load_state_dict(state, teacher, reference)
+        if ahead is not None:
+            ahead.load_state_dict(begun)
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))

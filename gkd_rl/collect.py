@@ -24,7 +24,14 @@ from gkd_rl.types import Example, Experience, Rollouts
 def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
     """This rank's rollouts of ``step`` with rewards, advantages and the teacher's scores."""
     config, parts, times = run.config, run.parts, run.times
-    judged, figures = _judged(run, step)
+    with times.phase("sample"):  # where sampling runs ahead: the wait for it
+        judged, replaced = judge_step(run, step) if run.ahead is None else run.ahead.take(step)
+    figures = run.processes.sum({"groups_resampled": float(replaced)}) if config.rollout.max_resamples else {}
+    if run.ahead is not None:
+        with times.phase("sync"):
+            parts.sampler.sync(step)
+        if step + 1 < config.max_steps:
+            run.ahead.start(step + 1)
     rollouts, rewards = judged.rollouts, judged.rewards
     with times.phase("reward"):
         advantages = global_advantages(rewards, rollouts.group, config.objective.advantage, run.processes)
@@ -40,17 +47,16 @@ def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
     return experience, figures
 
 
-def _judged(run: Run, step: int) -> tuple[Judged, dict[str, float]]:
+def judge_step(run: Run, step: int) -> tuple[Judged, int]:
     """The step's rollouts with rewards; fresh prompts take the place of groups that were judged alike, where that is asked for."""
     pad = int(run.parts.student.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
     rounds = run.config.rollout.max_resamples
     with run.engine.gathered():
         judged = _with_rewards(run, _rollouts(run, _examples(run, step), step))
         if not rounds:
-            return judged, {}
+            return judged, 0
         sampled_anew = lambda examples: _with_rewards(run, _sampled(run, examples))
-        judged, replaced = replace_flat_groups(judged, rounds, lambda place: _fresh_example(run, place), sampled_anew, pad)
-    return judged, run.processes.sum({"groups_resampled": float(replaced)})
+        return replace_flat_groups(judged, rounds, lambda place: _fresh_example(run, place), sampled_anew, pad)
 
 
 def _with_rewards(run: Run, rollouts: Rollouts) -> Judged:

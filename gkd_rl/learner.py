@@ -16,6 +16,7 @@ from gkd_rl.config.objective import Mean, ObjectiveConfig
 from gkd_rl.models.language_model import LanguageModel
 from gkd_rl.objective.fused import fused_objective
 from gkd_rl.objective.schedule import TermWeights
+from gkd_rl.rollout.rows import on_device
 from gkd_rl.types import Experience, Gates, GlobalCounts, Head, ObjectiveResult, TokenBatch
 
 
@@ -38,6 +39,7 @@ class Learner:
         """Loss of one micro-batch, divided by the global counts; a zero that reaches every parameter where there is none."""
         if micro_batch is None:
             return self._anchor()
+        micro_batch = on_device(micro_batch, self.model.device)
         batch = self.token_batch(micro_batch)
         result = fused_objective(batch, self.config, self.counts)
         for name, value in result.sums.items():

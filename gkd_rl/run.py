@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from gkd_rl.errors import UserError
 from gkd_rl.evaluation.evaluate import Evaluation
 from gkd_rl.learner import Learner
 from gkd_rl.objective.schedule import ScoreHistory
+from gkd_rl.rollout.ahead import Ahead
 from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.rollout.sampler import InProcessSampler
 from gkd_rl.run_folder import RunFolder
@@ -39,6 +40,10 @@ class Run:
     """None on all but the main process"""
     terminal: Terminal
     times: PhaseTimes
+    ahead: Ahead | None = None
+    """Samples the next step's answers meanwhile, where that is asked for."""
+    load: dict[str, float] = field(default_factory=dict)
+    """Of the last step on this rank: share of padding in its micro-batches, and MiB of the buffer."""
 
 
 def open_folder(config: Config, processes: Processes) -> RunFolder | None:
@@ -84,7 +89,12 @@ def assemble(config: Config, processes: Processes, parts: Parts, folder: RunFold
         parts=parts,
         engine=build_engine(config, processes, parts.student, times),
         learner=Learner(parts.student, config.objective),
-        buffer=SamplingBuffer(config.rollout.max_staleness, int(parts.student.tokenizer.pad_token_id)),  # pyright: ignore[reportArgumentType]
+        buffer=SamplingBuffer(
+            config.rollout.max_staleness,
+            int(parts.student.tokenizer.pad_token_id),  # pyright: ignore[reportArgumentType]
+            device=torch.device("cpu") if config.rollout.buffer_device == "cpu" else None,
+            most_bytes=config.rollout.buffer_gib * 2**30,
+        ),
         history=ScoreHistory(),
         folder=folder,
         terminal=terminal,
@@ -99,7 +109,7 @@ def start_or_resume(run: Run) -> tuple[int, dict[str, Any]]:
     if found is not None:
         place, state = found
         heads = [None if part is None else part.head for part in (run.parts.teacher, run.parts.reference)]
-        checkpoints.restore(place, run.engine, run.buffer, *heads)
+        checkpoints.restore(place, run.engine, run.buffer, run.ahead, *heads)
         run.history.load_state_dict(state["history"])
         with run.engine.gathered():
             run.parts.sampler.sync(state["step"])
@@ -121,7 +131,7 @@ def evaluate_before(run: Run) -> dict[str, Any]:
             summary["teacher"]["parameters"] = parts.teacher.model.parameters
         bar.advance()
         parts.sampler.sync(0)
-        summary["before"] = _row(parts.evaluator(parts.student, parts.sampler, parts.held_out, parts.teacher))
+        summary["before"] = _row(parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teacher))
         bar.advance()
     run.history.observe(summary["before"]["accuracy"])
     return summary
@@ -130,7 +140,7 @@ def evaluate_before(run: Run) -> dict[str, Any]:
 def evaluate_during(run: Run) -> dict[str, float]:
     with run.times.phase("evaluate"), run.engine.gathered():
         examples = run.parts.held_out[: run.config.evaluation.during_examples]
-        result = run.parts.evaluator(run.parts.student, run.parts.sampler, examples, run.parts.teacher)
+        result = run.parts.evaluator(run.parts.student, run.parts.evaluation_sampler, examples, run.parts.teacher)
     run.history.observe(result.accuracy)
     figures = {name: getattr(result, name) for name in ("accuracy", "reward", "divergence", "reverse_kl", "length")}
     return {f"eval_{name}": value for name, value in figures.items() if value is not None}
@@ -140,7 +150,7 @@ def finish(run: Run, summary: dict[str, Any], started: float) -> dict[str, Any]:
     """Final evaluation, model, summary, picture."""
     config, parts = run.config, run.parts
     with run.times.phase("evaluate"), run.engine.gathered():
-        after = parts.evaluator(parts.student, parts.sampler, parts.held_out, parts.teacher)
+        after = parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teacher)
         if run.folder is not None:
             parts.student.module.save_pretrained(run.folder.path / "model")
             parts.student.tokenizer.save_pretrained(run.folder.path / "model")

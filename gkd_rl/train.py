@@ -9,21 +9,23 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gkd_rl.checkpoint import Checkpoints, require_same_run
-from gkd_rl.collect import collect
+from gkd_rl.collect import collect, judge_step
 from gkd_rl.config.load import config_to_yaml
 from gkd_rl.config.run import Config, OptimizerConfig
 from gkd_rl.config.validate import validate
-from gkd_rl.console import Terminal
+from gkd_rl.console import PhaseTimes, Terminal
 from gkd_rl.engine import Processes
 from gkd_rl.errors import UserError
 from gkd_rl.learner import local_counts
 from gkd_rl.objective.schedule import weights_at
 from gkd_rl.objective.telemetry import summarise
-from gkd_rl.rollout.rows import micro_batches
+from gkd_rl.rollout.ahead import Ahead
+from gkd_rl.rollout.rows import micro_batches, padding_share
 from gkd_rl.run import Run, assemble, evaluate_during, finish, finished, open_folder, parts_of, start_or_resume
 from gkd_rl.run_folder import RunFolder, environment
 from gkd_rl.run_log import rollout_rows
@@ -58,6 +60,9 @@ def _train(config: Config, processes: Processes, folder: RunFolder | None) -> di
             terminal.say(note)
         folder.write("config.yaml", config_to_yaml(config))
         folder.write("environment.json", json.dumps(environment(), indent=2))
+    if config.rollout.overlap:
+        beside = replace(run, times=PhaseTimes())  # the thread's own clock
+        run.ahead = Ahead(lambda step: judge_step(beside, step))
     first, summary = start_or_resume(run)
     checkpoints = Checkpoints(Path(config.run_dir), config.checkpoint.keep)
     with terminal.bar("training", config.max_steps) as bar:
@@ -71,7 +76,9 @@ def _train(config: Config, processes: Processes, folder: RunFolder | None) -> di
             _log(run, figures)
             if (config.checkpoint.every and done % config.checkpoint.every == 0) or done == config.max_steps:
                 with run.times.phase("checkpoint"):
-                    checkpoints.save(done, run.engine, run.buffer, folder, {"history": run.history.state_dict(), "summary": summary})
+                    checkpoints.save(
+                        done, run.engine, run.buffer, run.ahead, folder, {"history": run.history.state_dict(), "summary": summary}
+                    )
             bar.advance(1, _live(figures))
     return finish(run, summary, started)
 
@@ -84,7 +91,7 @@ def _step(run: Run, step: int) -> dict[str, float]:
     learner.weights = weights_at(config.objective, step, config.max_steps, run.history)
     lr = learning_rate(config.optimizer, step, config.max_steps)
     record = run.config.log_rollouts_every and step % run.config.log_rollouts_every == 0
-    learner.sums, learner.records, norms = {}, [] if record else None, []
+    learner.sums, learner.records, norms, paddings = {}, [] if record else None, [], []
     with run.times.phase("batching"):  # and what is not the student's or the optimiser's of an update
         groups = sorted({group for part in run.processes.gather(run.buffer.groups()) for group in part})
         for number, part in enumerate(run.buffer.updates(config.rollout.passes, config.rollout.updates_per_pass, step, groups)):
@@ -92,12 +99,15 @@ def _step(run: Run, step: int) -> dict[str, float]:
                 learner.records, kept = None, learner.records
                 _write_rollouts(run, step, kept)
             cuts = micro_batches(part, config.engine.micro_batch_tokens) if len(part.rewards) else []
+            paddings.append(padding_share(cuts))
             learner.counts = GlobalCounts(**run.processes.sum(local_counts(cuts, config.objective)))
             norms.append(run.engine.update(cuts, learner.loss, lr))
     if learner.records is not None:
         _write_rollouts(run, step, learner.records)
-    with run.times.phase("sync"), run.engine.gathered():
-        run.parts.sampler.sync(step + 1)
+    if run.ahead is None:
+        with run.times.phase("sync"), run.engine.gathered():
+            run.parts.sampler.sync(step + 1)
+    run.load = {"padding_share": sum(paddings) / len(paddings), "buffer_mib": run.buffer.bytes / 2**20}
     sums = run.processes.sum({name: learner.sums[name] for name in sorted(learner.sums)})
     sums = {name: value / len(norms) if name.endswith("_loss") else value for name, value in sums.items()}  # each update has its own mean
     return {
@@ -134,7 +144,7 @@ def _log(run: Run, figures: dict[str, float]) -> None:
     if run.folder is not None:
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         run.folder.append("metrics.jsonl", [finite])
-        run.folder.append("timings.jsonl", [{"step": figures["step"], **run.times.seconds}])
+        run.folder.append("timings.jsonl", [{"step": figures["step"], **run.times.seconds, **run.load}])
 
 
 def _live(figures: dict[str, float]) -> dict[str, float]:

@@ -21,6 +21,7 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -37,6 +38,7 @@ from gkd_rl.types import Example
 
 GROUP = 4
 WARM_UP = 2
+PHASES = ("sample", "reward", "teacher", "batching", "student", "optimiser", "sync")
 CONTENDERS = ("ours, α=1", "ours, α=0", "ours, α=½", "TRL distillation", "TRL GRPO")
 
 
@@ -100,7 +102,7 @@ def ours(folder: Path, alpha: float, arguments: argparse.Namespace) -> list[floa
     from gkd_rl.train import train
 
     run_dir = folder / f"run-{alpha}"
-    settings = {
+    settings: dict[str, Any] = {
         "run_dir": run_dir,
         "max_steps": arguments.steps,
         "student": {"path": folder / "student", "dtype": arguments.dtype},
@@ -113,11 +115,12 @@ def ours(folder: Path, alpha: float, arguments: argparse.Namespace) -> list[floa
         "evaluation": {"examples": 2, "teacher": False},
         "log_rollouts_every": 0,
     }
+    settings["rollout"]["overlap"] = arguments.overlap
     path = folder / "config.yaml"
     path.write_text(json.dumps(settings, default=str))
     train(load_config(path))
     lines = [json.loads(line) for line in (run_dir / "timings.jsonl").read_text().splitlines()]
-    totals = [sum(value for name, value in line.items() if name not in ("step", "evaluate", "checkpoint")) for line in lines]
+    totals = [sum(value for name, value in line.items() if name in PHASES) for line in lines]
     return [after - before for before, after in pairwise(totals)]
 
 
@@ -192,6 +195,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="new tokens per answer")
     parser.add_argument("--vocabulary", type=int, default=32_000)
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--overlap", action="store_true", help="have ours sample a step ahead")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -210,7 +214,7 @@ def main() -> None:
         "seconds": seconds,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
-        **{key: getattr(arguments, key) for key in ("answers", "tokens", "vocabulary", "dtype")},
+        **{key: getattr(arguments, key) for key in ("answers", "tokens", "vocabulary", "dtype", "overlap")},
     }
     if arguments.json:
         print(json.dumps(figures))

@@ -128,6 +128,12 @@ class RolloutConfig:
     """Optimiser updates that one pass is cut into."""
     max_staleness: int = 0
     """How many steps old a row may be when it is trained on."""
+    overlap: bool = False
+    """Sample the next step's answers, with a copy of the student, while this step's are trained on: one step off-policy."""
+    buffer_device: Literal["same", "cpu"] = "same"
+    """Where rollouts wait for their updates: on the student's device, or in CPU memory, from which micro-batches are fetched one by one."""
+    buffer_gib: float = 0.0
+    """Memory that one rank's rollouts may take, in GiB; beyond it the run ends with an error. 0: no limit."""
     sampling_rows: int = 512
     """Rows decoded at once at most."""
     sampler: Literal["native", "generate", "vllm"] = "native"

@@ -31,6 +31,7 @@ _AT_LEAST = {
     "rollout.vllm.retries": 0,
     "rollout.max_resamples": 0,
     "rollout.completions_temperature": 0,
+    "rollout.buffer_gib": 0,
     "optimizer.warmup_steps": 0,
     "optimizer.weight_decay": 0,
     "optimizer.max_grad_norm": 0,
@@ -69,7 +70,7 @@ def validate(config: Config) -> None:
         has_reward=config.rewards is None or bool(config.rewards),
         has_teacher=config.teacher.path is not None,
         has_reference=True,
-        passes=rollout.passes * rollout.updates_per_pass * (1 + rollout.max_staleness),
+        passes=rollout.passes * rollout.updates_per_pass * (1 + rollout.max_staleness + rollout.overlap),
         sampler_is_exact=samples_exactly(rollout),
         has_old_logprobs=True,
         on_policy_share=rollout.on_policy_share,
@@ -122,6 +123,10 @@ def _complaints(config: Config) -> Iterator[str]:
         yield "rollout.completions is 'teacher' but no teacher is configured; set teacher.path, or rollout.completions=dataset"
     if config.rollout.completions == "teacher" and config.rollout.on_policy_share >= 1:
         yield "rollout.completions is 'teacher' but every row is sampled from the student; lower rollout.on_policy_share (λ)"
+    if config.rollout.overlap and config.rollout.sampler != "native":
+        yield f"rollout.overlap samples with a copy of the student, and rollout.sampler={config.rollout.sampler} has none; use native"
+    if config.rollout.overlap and config.engine.zero_stage == 3:
+        yield "rollout.overlap keeps a whole copy of the student, which engine.zero_stage=3 shards; set overlap to false, or stage 2"
     if "" in config.rollout.stop:
         yield "rollout.stop holds an empty text, which every answer contains; remove it"
     if config.rollout.sampler == "vllm":

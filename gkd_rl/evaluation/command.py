@@ -23,7 +23,7 @@ def evaluate(config: Config, as_json: bool = False) -> Evaluation:
     parts = build_parts(config, processes, path, "model" if config.model else "student.path")
     terminal.say(f"evaluating {path} on {len(parts.held_out)} held-out examples")
     parts.sampler.sync(0)
-    result = parts.evaluator(parts.student, parts.sampler, parts.held_out, parts.teacher, config.evaluation.samples)
+    result = parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teacher, config.evaluation.samples)
     if as_json and processes.is_main:
         print(json.dumps({"model": path, **result.as_row()}))
     terminal.table(str(path), ["", ""], _rows(result))

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gkd_rl.rollout.rows import join_experiences, take_experience
+from gkd_rl.errors import UserError
+from gkd_rl.rollout.rows import join_experiences, on_device, take_experience
 from gkd_rl.types import Example, Experience, Gates, Head, Rollouts, TeacherScores
 
 
@@ -21,18 +22,29 @@ class SamplingBuffer:
     and so copied, from them.
     """
 
-    def __init__(self, max_staleness: int, pad: int) -> None:
+    def __init__(self, max_staleness: int, pad: int, device: torch.device | None = None, most_bytes: float = 0) -> None:
+        """``device``: where rows wait (None: where they are); ``most_bytes``: memory that they may take (0: any)."""
         self.max_staleness = max_staleness
         self.pad = pad
+        self.device = device
+        self.most_bytes = most_bytes
         self._stored: list[tuple[int, Experience]] = []
 
     def add(self, experience: Experience, step: int, per_prompt: int) -> None:
-        """Admit the rows of ``step``. Groups of sampled rows must be whole: ``per_prompt`` rows each."""
+        """Admit the rows of ``step``. Groups of sampled rows must be whole: ``per_prompt`` rows each.
+
+        Raises ``UserError`` if the buffer has outgrown its memory.
+        """
         rollouts = experience.rollouts
         sizes = Counter(rollouts.group[rollouts.on_policy].tolist())
         assert all(size % per_prompt == 0 for size in sizes.values()), "a group was split before it reached the buffer"
-        self._stored.append((step, experience))
+        self._stored.append((step, experience if self.device is None else on_device(experience, self.device)))
         self._stored = [(at, kept) for at, kept in self._stored if step - at <= self.max_staleness]
+        if self.most_bytes and self.bytes > self.most_bytes:
+            raise UserError(
+                f"the sampling buffer takes {self.bytes / 2**30:.2f} GiB at step {step + 1}, over rollout.buffer_gib="
+                f"{self.most_bytes / 2**30:g}; raise it, or lower rollout.prompts_per_step, per_prompt, max_new_tokens or max_staleness"
+            )
 
     def __len__(self) -> int:
         return sum(len(stored.rewards) for _, stored in self._stored)
@@ -86,11 +98,22 @@ def _tensors(experience: Experience) -> Iterator[Tensor]:
         yield from (experience.gates.reward, experience.gates.divergence)
 
 
+def pack_rollouts(rollouts: Rollouts) -> dict[str, Any]:
+    """Rollouts as tensors and plain values."""
+    packed = {item.name: getattr(rollouts, item.name) for item in fields(rollouts)}
+    packed["examples"] = [asdict(example) for example in rollouts.examples]
+    return packed
+
+
+def unpack_rollouts(packed: dict[str, Any]) -> Rollouts:
+    """What ``pack_rollouts`` was given."""
+    examples = tuple(Example(**example) for example in packed["examples"])
+    return Rollouts(**{**packed, "examples": examples, "texts": tuple(packed["texts"])})
+
+
 def _pack(experience: Experience) -> dict[str, Any]:
-    rollouts = {item.name: getattr(experience.rollouts, item.name) for item in fields(experience.rollouts)}
-    rollouts["examples"] = [asdict(example) for example in experience.rollouts.examples]
     return {
-        "rollouts": rollouts,
+        "rollouts": pack_rollouts(experience.rollouts),
         "rewards": experience.rewards,
         "components": dict(experience.components),
         "advantages": experience.advantages,
@@ -101,11 +124,8 @@ def _pack(experience: Experience) -> dict[str, Any]:
 
 
 def _unpack(packed: dict[str, Any], teacher_head: Head | None, reference_head: Head | None) -> Experience:
-    rollouts = dict(packed["rollouts"])
-    rollouts["examples"] = tuple(Example(**example) for example in rollouts["examples"])
-    rollouts["texts"] = tuple(rollouts["texts"])
     return Experience(
-        rollouts=Rollouts(**rollouts),
+        rollouts=unpack_rollouts(packed["rollouts"]),
         rewards=packed["rewards"],
         components=packed["components"],
         advantages=packed["advantages"],

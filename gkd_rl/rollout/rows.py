@@ -55,6 +55,28 @@ def take_experience(experience: Experience, rows: Tensor) -> Experience:
     )
 
 
+def on_device(experience: Experience, device: torch.device) -> Experience:
+    """The same rows with their tensors on ``device``; the teacher's head stays where it is."""
+    moved = {
+        item.name: value.to(device) if isinstance(value := getattr(experience.rollouts, item.name), Tensor) else value
+        for item in fields(experience.rollouts)
+    }
+    gates = experience.gates
+    return Experience(
+        rollouts=Rollouts(**moved),  # pyright: ignore[reportArgumentType]
+        rewards=experience.rewards.to(device),
+        components={name: values.to(device) for name, values in experience.components.items()},
+        advantages=experience.advantages.to(device),
+        teacher=_scores_on(experience.teacher, device),
+        reference=_scores_on(experience.reference, device),
+        gates=None if gates is None else Gates(gates.reward.to(device), gates.divergence.to(device)),
+    )
+
+
+def _scores_on(scores: TeacherScores | None, device: torch.device) -> TeacherScores | None:
+    return None if scores is None else replace(scores, hidden=scores.hidden.to(device))
+
+
 def join(parts: Sequence[Rollouts], pad: int) -> Rollouts:
     """One batch from several, padded to a common width."""
     if len(parts) == 1:

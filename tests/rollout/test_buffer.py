@@ -14,6 +14,7 @@ from experiences import experience, rows_of, token_rows
 from tiny_models import language_model
 
 from gkd_rl.config.objective import ObjectiveConfig
+from gkd_rl.errors import UserError
 from gkd_rl.learner import Learner, local_counts
 from gkd_rl.objective.schedule import TermWeights
 from gkd_rl.rollout.buffer import SamplingBuffer
@@ -145,3 +146,20 @@ def test_the_cut_into_updates_is_that_of_all_ranks_groups(steps: list[Experience
     together = zip(*(share.updates(2, 3, seed=5, groups=whole.groups()) for share in shares), strict=True)
     expected = [Counter(_rows(update)) for update in whole.updates(2, 3, seed=5)]
     assert [Counter(_rows(first) + _rows(second)) for first, second in together] == expected
+
+
+def test_a_buffer_that_outgrows_its_memory_says_so(steps):
+    size = SamplingBuffer(0, 0)
+    size.add(steps[0], 0, 2)
+    SamplingBuffer(0, 0, most_bytes=size.bytes).add(steps[0], 0, 2)
+    with pytest.raises(UserError, match=r"takes 0\.00 GiB at step 1, over rollout\.buffer_gib=.*; raise it, or lower rollout\."):
+        SamplingBuffer(0, 0, most_bytes=size.bytes - 1).add(steps[0], 0, 2)
+
+
+def test_rows_wait_on_the_buffers_device(steps):
+    buffer = SamplingBuffer(0, 0, device=torch.device("meta"))
+    buffer.add(steps[0], 0, 2)
+    (_, stored), *_ = buffer._stored
+    tensors = [stored.rewards, stored.advantages, stored.rollouts.completion_ids, stored.rollouts.ended, stored.teacher.hidden]
+    assert all(tensor.device.type == "meta" for tensor in (*tensors, *stored.components.values()))
+    assert steps[0].rewards.device.type == "cpu"
