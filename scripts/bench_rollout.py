@@ -28,9 +28,13 @@ from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from gkd_rl.config.run import VllmConfig
+from gkd_rl.engine import Processes
 from gkd_rl.models.language_model import LanguageModel, encode_prompts, wrap
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.sampler import InProcessSampler
+from gkd_rl.rollout.vllm import VllmSampler
+from gkd_rl.rollout.vllm_engine import ColocatedVllm
 from gkd_rl.types import Example
 
 Run = Callable[[], int]
@@ -119,6 +123,14 @@ def vllm(model: LanguageModel, examples: list[Example], least: int, most: int) -
     return lambda: sum(len(answer.outputs[0].token_ids) for answer in llm.generate(asked, params, use_tqdm=False))
 
 
+def vllm_sampler(model: LanguageModel, examples: list[Example], least: int, most: int) -> Run:
+    """vLLM as ``rollout.sampler``: with the trainer's forward pass for the policy's log-probabilities."""
+    processes = Processes()
+    sampler = VllmSampler(model, ColocatedVllm(VllmConfig(kv_cache_gib=1), processes, 512, len(examples)), processes, False, 16_384)
+    sampler.sync(0)
+    return lambda: int(sampler.sample(examples, 1, SamplingParams(most, min_new_tokens=least), 0).completion_mask.sum())
+
+
 def floor(model: LanguageModel, rows: int, steps: int) -> Run:
     """The products of one decoding step with ``rows`` rows, as often as there are steps."""
     weights = [m.weight for m in model.module.modules() if isinstance(m, torch.nn.Linear)]
@@ -167,6 +179,7 @@ def main() -> None:
     contenders = {"gkd-rl": ours(model, examples, least, most), "generate": generate(plain, model, examples, least, most)}
     if find_spec("vllm"):
         contenders["vLLM"] = vllm(model, examples, least, most)
+        contenders["vLLM as sampler"] = vllm_sampler(model, examples, least, most)
     contenders["matrix products alone"] = floor(model, len(examples), most)
     found = speeds(contenders, arguments.repeats, arguments.device)
     ratio = {name: found["gkd-rl"] / found[name] if name in found else None for name in ("generate", "vLLM", "matrix products alone")}

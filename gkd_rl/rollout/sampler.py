@@ -115,15 +115,16 @@ class Drawn:
     """[B, C] fp32 under the distribution really sampled from"""
 
 
-def empty_rows(model: LanguageModel, rows: int, width: int) -> Drawn:
-    """Room for ``rows`` completions of at most ``width`` tokens, all padding."""
+def empty_rows(model: LanguageModel, rows: int, width: int, device: torch.device | None = None) -> Drawn:
+    """Room for ``rows`` completions of at most ``width`` tokens, all padding; by default on the model's device."""
+    device = device or model.device
     pad = int(model.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
     return Drawn(
-        ids=torch.full((rows, width), pad, device=model.device),
-        lengths=torch.zeros(rows, dtype=torch.long, device=model.device),
-        ended=torch.zeros(rows, dtype=torch.bool, device=model.device),
-        logprobs=torch.zeros(rows, width, device=model.device),
-        sampler_logprobs=torch.zeros(rows, width, device=model.device),
+        ids=torch.full((rows, width), pad, device=device),
+        lengths=torch.zeros(rows, dtype=torch.long, device=device),
+        ended=torch.zeros(rows, dtype=torch.bool, device=device),
+        logprobs=torch.zeros(rows, width, device=device),
+        sampler_logprobs=torch.zeros(rows, width, device=device),
     )
 
 

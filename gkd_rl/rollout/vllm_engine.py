@@ -37,12 +37,15 @@ class ColocatedVllm:
 
     def deliver(self, model: LanguageModel, version: int) -> None:
         if self.llm is None:
-            self.llm = self._start(model)
+            with _in_one_line("start with this student"):
+                self.llm = self._start(model)
         elif self.config.sleep:
             self.llm.wake_up()
-        weights = iter(checkpoint_weights(model.module).items())
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights, "is_checkpoint_format": True})
-        self.llm.reset_prefix_cache()
+        with _in_one_line("take the student's weights"):
+            weights = iter(checkpoint_weights(model.module).items())
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights, "is_checkpoint_format": True})
+        emptied = self.llm.reset_prefix_cache()
+        assert emptied, "no request is under way"
         if self.config.sleep:
             self.llm.sleep(level=1)
 
@@ -51,7 +54,7 @@ class ColocatedVllm:
 
         if self.config.sleep:
             self.llm.wake_up()
-        with self._own_random_numbers():
+        with self._own_random_numbers(), _in_one_line("sample"):
             outputs = self.llm.generate(
                 [{"prompt_token_ids": request.prompt} for request in requests],
                 [SamplingParams(**request.settings) for request in requests],
@@ -68,27 +71,23 @@ class ColocatedVllm:
     def _start(self, model: LanguageModel) -> Any:
         with tempfile.TemporaryDirectory() as folder, self._own_random_numbers(), _own_threads():
             _describe(model, Path(folder))
-            try:
-                from vllm import LLM  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+            from vllm import LLM  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
-                return LLM(
-                    model=folder,
-                    load_format="dummy",
-                    dtype=str(model.module.dtype).removeprefix("torch."),
-                    max_model_len=self.max_tokens,
-                    max_num_seqs=self.max_rows,
-                    kv_cache_memory_bytes=int(self.config.kv_cache_gib * 2**30),
-                    gpu_memory_utilization=MEMORY_SHARE,
-                    enforce_eager=self.config.eager,
-                    enable_sleep_mode=self.config.sleep,
-                    logprobs_mode="processed_logprobs",
-                    generation_config="vllm",
-                    distributed_executor_backend="external_launcher" if self.processes.count > 1 else None,
-                    disable_log_stats=True,
-                )
-            except Exception as error:  # of a model it does not know, of memory, of a driver: each has a type of its own
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-                raise UserError(f"vLLM could not start with {model.module.name_or_path or 'the student'}: {reason}") from error
+            return LLM(
+                model=folder,
+                load_format="dummy",
+                dtype=str(model.module.dtype).removeprefix("torch."),
+                max_model_len=self.max_tokens,
+                max_num_seqs=self.max_rows,
+                kv_cache_memory_bytes=int(self.config.kv_cache_gib * 2**30),
+                gpu_memory_utilization=MEMORY_SHARE,
+                enforce_eager=self.config.eager,
+                enable_sleep_mode=self.config.sleep,
+                logprobs_mode="processed_logprobs",
+                generation_config="vllm",
+                distributed_executor_backend="external_launcher" if self.processes.count > 1 else None,
+                disable_log_stats=True,
+            )
 
 
 def _answer(completion: Any) -> Answer:
@@ -117,3 +116,13 @@ def _own_threads() -> Iterator[None]:
     finally:
         torch.set_num_threads = set_num_threads
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """Errors of an unknown model, of memory, of a kernel each have a type of their own; what users get is the reason."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+        raise UserError(f"rollout.sampler: vLLM could not {what}: {reason}; rollout.sampler=native or generate may") from error

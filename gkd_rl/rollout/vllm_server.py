@@ -40,6 +40,7 @@ class VllmServer:
         self.config = config
         self.url = config.url.rstrip("/")
         self.folder = folder
+        self.delivered: Path | None = None
         self.max_tokens = max_tokens
         self.rows = min(max_rows, CONNECTIONS)
         served = self._call("/v1/models")["data"][0]
@@ -60,10 +61,11 @@ class VllmServer:
         save_file(weights, place / "model.safetensors", {"format": "pt"})
         call = {"method": "reload_weights", "kwargs": {"weights_path": str(place.resolve())}}
         self._call("/collective_rpc", call, dev=True)
-        self._call("/reset_prefix_cache", {}, dev=True)
-        for older in self.folder.glob("version-*"):
-            if older != place:
-                shutil.rmtree(older)
+        if self._call("/reset_prefix_cache", {}, dev=True).get("success") is False:
+            raise UserError(f"{self.url} kept prefixes cached for the old weights; let no other client use the server")
+        if self.delivered is not None:
+            shutil.rmtree(self.delivered)
+        self.delivered = place
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         with ThreadPoolExecutor(self.rows) as pool:

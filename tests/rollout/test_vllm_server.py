@@ -118,10 +118,11 @@ def test_rows_come_back_in_order_each_with_a_seed_of_its_own(stand_in, model: La
 
 def test_each_delivery_is_a_whole_checkpoint_and_the_one_before_is_removed(stand_in, model: LanguageModel, tmp_path: Path):
     server, url = stand_in
+    (tmp_path / "version-of-mine").mkdir()
     sampler = VllmSampler(model, _server(url, tmp_path), Processes(1), True, 500)
     for version in (0, 1, 1):
         sampler.sync(version)
-    assert [path.name for path in tmp_path.iterdir()] == ["version-1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["version-1", "version-of-mine"]
     weights = load_file(tmp_path / "version-1" / "model.safetensors")
     assert weights.keys() == model.module.state_dict().keys() and "lm_head.weight" in weights  # tied: vLLM's reload does not tie again
     calls = [(path, body) for path, body in server.asked if path in ("/collective_rpc", "/reset_prefix_cache")]
@@ -174,6 +175,13 @@ def test_a_server_without_reload_endpoint_is_refused(stand_in, model: LanguageMo
     server, url = stand_in
     server.trouble = lambda path, number: (404, {"detail": "Not Found"}) if path == "/collective_rpc" else None
     with pytest.raises(UserError, match="VLLM_SERVER_DEV_MODE=1"):
+        _server(url, tmp_path).deliver(model, 0)
+
+
+def test_prefixes_kept_for_the_old_weights_are_an_error(stand_in, model: LanguageModel, tmp_path: Path):
+    server, url = stand_in
+    server.trouble = lambda path, number: (200, {"success": False}) if path == "/reset_prefix_cache" else None
+    with pytest.raises(UserError, match="kept prefixes cached for the old weights"):
         _server(url, tmp_path).deliver(model, 0)
 
 

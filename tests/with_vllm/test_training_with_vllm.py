@@ -44,10 +44,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run.yaml"
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_run_trains_on_what_vllm_samples(config: Path, ranks: int, tmp_path: Path):
+@pytest.mark.parametrize(("ranks", "zero_stage"), [(1, 0), (2, 3)])
+def test_a_run_trains_on_what_vllm_samples(config: Path, ranks: int, zero_stage: int, tmp_path: Path):
     launcher = () if ranks == 1 else ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
-    done = _gkd_rl("train", str(config), f"run_dir={tmp_path / 'run'}", launcher=launcher)
+    done = _gkd_rl("train", str(config), f"run_dir={tmp_path / 'run'}", f"engine.zero_stage={zero_stage}", launcher=launcher)
     assert done.returncode == 0, done.stderr[-3000:]
     metrics, rollouts = _rows(tmp_path / "run" / "metrics.jsonl"), _rows(tmp_path / "run" / "rollouts.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3]
@@ -58,3 +58,10 @@ def test_a_run_trains_on_what_vllm_samples(config: Path, ranks: int, tmp_path: P
 def test_without_a_correction_the_reward_term_is_refused(config: Path, tmp_path: Path):
     done = _gkd_rl("train", str(config), f"run_dir={tmp_path / 'run'}", "objective.surrogate.correction.kind=none")
     assert done.returncode != 0 and "draws from another distribution" in done.stderr + done.stdout
+
+
+def test_a_student_that_vllm_cannot_run_is_refused_in_one_line(config: Path, tmp_path: Path):
+    """Its CPU kernels know no heads of width 24."""
+    done = _gkd_rl("train", str(config), f"run_dir={tmp_path / 'run'}", "student.path=embedded:arithmetic-student")
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "vLLM could not sample: " in done.stderr and "head_dim=24" in done.stderr and "rollout.sampler=native" in done.stderr
