@@ -191,8 +191,9 @@ def draw_frontier(path: Path, rows: Sequence[dict[str, Any]], keys: Sequence[str
             centre = sum(x) / len(x), sum(y) / len(y)
             line = axis.plot(*centre, "o", label=label)[0]
             axis.plot(x, y, ".", color=line.get_color(), alpha=0.5)
-            axis.annotate(label, centre, textcoords="offset points", xytext=(6, 4), fontsize=8)
+        axis.set_xscale("log")  # a policy that has collapsed is tens of times as far from the teacher as the others
         axis.set_xlabel("KL(student‖teacher) per token")
+        axis.legend(fontsize=8)
         axis.set_ylabel(name)
     figure.savefig(path, dpi=120)
     plt.close(figure)
