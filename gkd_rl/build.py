@@ -85,7 +85,14 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
         evaluation_sampler=InProcessSampler(student, config.rollout.sampling_rows) if config.rollout.overlap else sampler,
         teaching=teaching,
         reference=_reference(config, processes, path, where),
-        evaluator=Evaluator(rewards, config.objective, processes, config.engine.micro_batch_tokens, config.rollout.max_new_tokens),
+        evaluator=Evaluator(
+            rewards,
+            config.objective,
+            processes,
+            config.engine.micro_batch_tokens,
+            config.rollout.max_new_tokens,
+            config.evaluation.temperature,
+        ),
         held_out=held_out,
         completions=_completions(config, processes, student, teaching),
     )

@@ -234,6 +234,8 @@ class EvaluationConfig:
     """Held-out examples of the evaluations during training."""
     samples: int = 1
     """Completions sampled per example in ``gkd-rl evaluate`` (more than 1: pass@k)."""
+    temperature: float = 1.0
+    """Temperature of the answers that are sampled (mean reward, pass@k, divergence); accuracy is always greedy."""
     teacher: bool = True
     """Whether the teacher is evaluated too, once, where there is one and its model is in the process."""
 

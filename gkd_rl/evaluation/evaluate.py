@@ -75,6 +75,8 @@ class Evaluator:
     processes: Processes
     token_budget: int
     max_new_tokens: int
+    temperature: float = 1.0
+    """of the sampled answers"""
 
     @torch.no_grad()
     def __call__(
@@ -88,7 +90,7 @@ class Evaluator:
         mine = self.processes.share(examples)
         started = time.perf_counter()
         greedy = sampler.sample(mine, 1, SamplingParams(self.max_new_tokens, temperature=0.0), SAMPLING_SEED)
-        sampled = sampler.sample(mine, max(1, samples), SamplingParams(self.max_new_tokens), SAMPLING_SEED)
+        sampled = sampler.sample(mine, max(1, samples), SamplingParams(self.max_new_tokens, self.temperature), SAMPLING_SEED)
         seconds = time.perf_counter() - started
         right = self._right(greedy)
         right_samples = self._right(sampled).view(len(mine), max(1, samples)).sum(1).tolist()

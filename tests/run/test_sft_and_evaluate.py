@@ -96,3 +96,9 @@ def test_the_runs_final_model_is_evaluated_where_none_is_named(cli, fine_tuned: 
     assert json.loads(outcome.out)["model"] == str(fine_tuned / "model")
     outcome = cli("evaluate", fine_tuned / "config.yaml", "--json")
     assert json.loads(outcome.out)["model"] == str(fine_tuned / "model")
+
+
+def test_answers_near_temperature_0_are_all_the_greedy_one(cli, arithmetic: Path) -> None:
+    given = ["evaluation.examples=12", "evaluation.samples=4", "evaluation.temperature=1.0e-4", "teacher.path=null", "objective.alpha=0"]
+    figures = json.loads(cli("evaluate", arithmetic, "--json", *given, "model=embedded:arithmetic-student").out)
+    assert figures["pass_at"]["1"] == figures["pass_at"]["4"] == figures["accuracy"]
