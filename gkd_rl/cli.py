@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("gkd-rl: interrupted; resume=auto continues from the newest checkpoint", file=sys.stderr)
         _leave(130)
     else:
-        sys.exit(status or 0)
+        _leave(status or 0)
 
 
 def _terminated(number: int, frame: object) -> NoReturn:
@@ -70,7 +70,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _leave(status: int) -> None:
-    """Exit without waiting for other ranks: what stopped this one stops them through the launcher."""
+    """Exit; one of several ranks without taking itself apart, which would wait for other ranks, or be aborted by libraries' threads."""
     sys.stderr.flush()
     sys.stdout.flush()
     if "torch" in sys.modules and int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -79,6 +79,20 @@ def _environment(**more: str) -> dict[str, str]:
 def _be_one_process(call: str, result: str) -> None:
     function, arguments = pickle.loads(Path(call).read_bytes())
     Path(result).write_bytes(pickle.dumps(function(*arguments)))
+    _leave()
+
+
+def _leave() -> None:
+    """Leave the group together, and the process without taking it apart: libraries' threads abort that now and then."""
+    if "torch" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
