@@ -57,3 +57,13 @@ def test_room_is_taken_once_and_written_into():
         assert layer.keys.data_ptr() == place
     layer.update(*_states(4, 2, 1))  # more than was asked for: it grows instead of writing beyond its end
     assert layer.get_seq_length() == 8
+
+
+def test_rows_can_be_repeated_after_tokens_were_written():
+    ours, theirs = RoomyLayer(room=4), DynamicLayer()
+    for layer in (ours, theirs):
+        layer.update(*_states(0, 2, 3))
+        layer.update(*_states(1, 2, 1))
+        layer.batch_repeat_interleave(3)
+        layer.update(*_states(2, 6, 1))
+    _assert_same(ours, theirs)
