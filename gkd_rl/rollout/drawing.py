@@ -64,25 +64,28 @@ def draw(
     softmax(logits) [B] fp32, and under the distribution really sampled from [B] fp32 (temperature, top-k, top-p, min-p, banned tokens; a
     greedy choice has probability 1). With ``consume``, fp32 logits are written over: fresh memory costs as much as the arithmetic.
     """
-    logits = logits.float()
+    logits, uniforms = logits.float(), uniforms.to(logits.device)
+    held = None if banned is None else logits[:, banned].double()
     allowed = logits if banned is None else logits.index_fill(-1, banned, -torch.inf)
     if params.temperature == 0:
         tokens = allowed.argmax(dim=-1)
         return tokens, _pick(logits, tokens) - logits.logsumexp(-1), torch.zeros_like(logits[:, 0])
     scaled = allowed if params.temperature == 1 else allowed / params.temperature
     truncated = _truncate(scaled, params)
-    if truncated is not logits:
-        tokens, sampler = _invert(truncated, uniforms.to(logits.device), consume=True)
-        return tokens, _pick(logits, tokens) - logits.logsumexp(-1), sampler
-    tokens, sampler = _invert(logits, uniforms.to(logits.device), consume)
-    return tokens, sampler, sampler
+    if truncated is not allowed:
+        tokens, sampler, _ = _invert(truncated, uniforms, consume=True)
+        return tokens, _pick(logits, tokens) - logits.logsumexp(-1), sampler.float()
+    tokens, sampler, lse = _invert(allowed, uniforms, consume or allowed is not logits)
+    # Another sum over the vocabulary would cost as much as all of the above: only the few banned tokens are missing from this one.
+    policy = sampler if held is None else sampler + lse - torch.logaddexp(lse, held.logsumexp(-1))
+    return tokens, policy.float(), sampler.float()
 
 
-def _invert(logits: Tensor, uniforms: Tensor, consume: bool) -> tuple[Tensor, Tensor]:
+def _invert(logits: Tensor, uniforms: Tensor, consume: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The token of each row at which softmax(logits) [B, V] summed up in the order of ids passes the row's uniform number [B].
 
     In two levels: the block of the vocabulary, then the token within it, so that only S + V/S sums are taken in float64. Returns tokens
-    [B] and their log-probabilities [B].
+    [B], their log-probabilities [B] and log Σ exp of the logits [B], the last two in float64.
     """
     highest = logits.amax(-1, keepdim=True)
     weights = (logits.sub_(highest) if consume else logits - highest).exp_()
@@ -95,7 +98,7 @@ def _invert(logits: Tensor, uniforms: Tensor, consume: bool) -> tuple[Tensor, Te
     tokens = block * blocks.shape[-1] + _first_above(inside, uniforms[:, None] * total - before)
     tokens = tokens.clamp(max=logits.shape[-1] - 1)
     logprobs = weights.gather(-1, tokens).double().log() - total.log()
-    return tokens[:, 0], logprobs[:, 0].float()
+    return tokens[:, 0], logprobs[:, 0], (highest.double() + total.log())[:, 0]
 
 
 def _in_blocks(weights: Tensor) -> Tensor:
