@@ -14,6 +14,7 @@ from gkd_rl.evaluation.evaluate import Evaluator
 from gkd_rl.models.language_model import LanguageModel, load_language_model
 from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_tokens
+from gkd_rl.objective.compiled import has_compiler
 from gkd_rl.rollout.ahead import CopySampler
 from gkd_rl.rollout.completions import TeacherCompletions
 from gkd_rl.rollout.drawing import SamplingParams
@@ -72,6 +73,8 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
             for example in training:
                 completion_tokens(tokenizer, example, config.rollout.max_new_tokens)
     check_teaching(config, tokenizer)
+    if config.rollout.compile and not has_compiler(processes.device):
+        raise UserError("rollout.compile needs g++ and Python's headers (on a GPU: Triton), and they are not here; set it to false")
     backend = _vllm_backend(config, processes) if config.rollout.sampler == "vllm" else None
     student = _load(path, where, config.student.dtype, config.student.trust_remote_code, processes)
     _check_context(config, student)
@@ -157,7 +160,10 @@ def _sampler(config: Config, processes: Processes, student: LanguageModel, backe
         return VllmSampler(student, backend, processes, config.rollout.vllm.url is not None, budget)
     if config.rollout.sampler == "generate":
         return GenerateSampler(student, config.rollout.sampling_rows, budget)
-    return (CopySampler if config.rollout.overlap else InProcessSampler)(student, config.rollout.sampling_rows)
+    sampler = (CopySampler if config.rollout.overlap else InProcessSampler)(student, config.rollout.sampling_rows)
+    if config.rollout.compile:
+        sampler.model.compile_decoding()
+    return sampler
 
 
 def _completions(config: Config, processes: Processes, student: LanguageModel, teaching: Teaching) -> TeacherCompletions | None:

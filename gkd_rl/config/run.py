@@ -182,6 +182,9 @@ class RolloutConfig:
     """Rows decoded at once at most."""
     sampler: Literal["native", "generate", "vllm"] = "native"
     """``native``: this package's decoding; ``generate``: Hugging Face's, for models that it cannot decode; ``vllm``: see ``vllm``."""
+    compile: bool = False
+    """``native``: compile the decoding step (half a minute at the start, and again where shapes change; results then differ in their last
+    bits from run to run)."""
     vllm: VllmConfig = field(default_factory=VllmConfig)
     """Settings of the sampler ``vllm``."""
 

@@ -153,6 +153,10 @@ def _complaints(config: Config) -> Iterator[str]:
         yield "rollout.overlap keeps a whole copy of the student, which engine.zero_stage=3 shards; set overlap to false, or stage 2"
     if "" in config.rollout.stop:
         yield "rollout.stop holds an empty text, which every answer contains; remove it"
+    if config.rollout.compile and config.rollout.sampler != "native":
+        yield f"rollout.compile is for the native sampler, and rollout.sampler={config.rollout.sampler}; set compile to false"
+    if config.rollout.compile and config.engine.zero_stage == 3:
+        yield "rollout.compile needs weights that stay where they are, which engine.zero_stage=3 moves; set compile to false, or stage 2"
     if config.rollout.sampler == "vllm":
         yield from _vllm_complaints(config.rollout)
     for key, teacher in {"teacher": config.teacher, **teacher_configs(config)}.items():

@@ -5,11 +5,13 @@ Transformers' ``DynamicLayer`` copies the whole cache at every token. Shapes: B 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache, StaticLayer
 
 
 class RoomyLayer(DynamicLayer):
@@ -51,6 +53,48 @@ class RoomyLayer(DynamicLayer):
         keys, values = self.stores = self.stores[0][:kept], self.stores[1][:kept]
         keys[:, :, :end], values[:, :, :end] = chosen
         self.keys, self.values = keys[:, :, :end], values[:, :, :end]
+
+
+CAPACITY_STEP = 64
+"""Fixed layers have memory for a multiple of so many positions: each number of positions is compiled for."""
+
+
+class FixedLayer(StaticLayer):
+    """Keys and values [B, heads, T, width] that are handed out whole at every step, and a place to write that is a tensor: what a
+    compiler can make one graph of. Positions not yet written have to be masked."""
+
+    def __init__(self, keys: Tensor, values: Tensor, capacity: int) -> None:
+        super().__init__(capacity)
+        self.keys, self.values = (_zeros_behind(states, capacity) for states in (keys, values))
+        self.dtype, self.device, self.batch_size, self.num_heads = keys.dtype, keys.device, *keys.shape[:2]
+        self.cumulative_length = torch.tensor(keys.shape[-2], device=keys.device)
+        self.is_initialized = True
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        assert self.keys is not None and self.values is not None
+        self.keys, self.values, self.batch_size = self.keys[indices], self.values[indices], len(indices)
+
+
+def _zeros_behind(states: Tensor, capacity: int) -> Tensor:
+    batch, heads, length, width = states.shape
+    store = states.new_zeros(batch, heads, capacity, width)  # a masked position still takes part, with weight 0: no NaN may stand there
+    store[:, :, :length] = states
+    return store
+
+
+def fix(cache: Cache, room: int) -> int:
+    """Make every layer a ``FixedLayer`` with ``room`` for more positions; returns T."""
+    length = cache.get_seq_length()
+    capacity = -(-(length + room) // CAPACITY_STEP) * CAPACITY_STEP
+    cache.layers = [FixedLayer(keys, values, capacity) for keys, values in states_of(cache)]  # pyright: ignore[reportAttributeAccessIssue]
+    return capacity
+
+
+def states_of(cache: Cache) -> Iterator[tuple[Tensor, Tensor]]:
+    """Keys and values of each layer."""
+    for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer | StaticLayer) and layer.keys is not None and layer.values is not None
+        yield layer.keys, layer.values
 
 
 def _with_room(states: Tensor, room: int) -> Tensor:

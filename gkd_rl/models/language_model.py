@@ -6,18 +6,19 @@ Shapes: B sequences, P prompt positions (left-padded), C completion positions (r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from gkd_rl.errors import UserError
-from gkd_rl.models.cache import decoder_cache, encoder_decoder_cache, has_one_mask
+from gkd_rl.models.cache import decoder_cache, encoder_decoder_cache, fix, has_one_mask
+from gkd_rl.models.compiled import compiled_step
 from gkd_rl.models.heads import head_of
 from gkd_rl.models.linears import quicken
 from gkd_rl.models.source import resolve
@@ -49,6 +50,8 @@ class DecodingState:
     """positions read so far, padding included (causal)"""
     padded: bool = True
     """whether the mask leaves anything out"""
+    capacity: int = 0
+    """positions that the cache has memory for, where its layers are fixed; 0: they grow (causal)"""
     encoded: Tensor | None = None
     """[B, P, H]: the encoder's output; None for causal models."""
 
@@ -74,6 +77,10 @@ class LanguageModel(ABC):
         self.module = module
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary_size(tokenizer)
+
+    def compile_decoding(self) -> None:
+        """Have ``advance`` run compiled; see ``compiled_step``. Raises ``UserError`` for a family of which this is not known to work."""
+        raise UserError(f"rollout.compile: {type(self.module).__name__} cannot be compiled for decoding here; set it to false")
 
     @property
     def head(self) -> Head:
@@ -112,6 +119,13 @@ class LanguageModel(ABC):
 class CausalLanguageModel(LanguageModel):
     """Decoder-only models: one sequence of prompt and completion."""
 
+    _compiled: Callable[..., Any] | None = None
+
+    def compile_decoding(self):
+        if not self._takes_ready_masks() or not has_one_mask(decoder_cache(self.module.config, 0)):
+            super().compile_decoding()
+        self._compiled = compiled_step(self.module.base_model)
+
     def completion_hidden(self, prompt_ids, prompt_mask, completion_ids, completion_mask):
         ids = torch.cat([prompt_ids, completion_ids], dim=1)
         mask = torch.cat([prompt_mask, completion_mask], dim=1)
@@ -135,8 +149,11 @@ class CausalLanguageModel(LanguageModel):
         return hidden, DecodingState(cache, mask, positions[:, -1:] + 1, length, not bool(prompt_mask.all()))
 
     def advance(self, tokens, state):
+        if self._compiled is not None and not state.capacity:
+            state.capacity = fix(state.cache, state.mask.shape[1] - state.length)
+            state.mask = nn.functional.pad(state.mask, (0, state.capacity - state.mask.shape[1]))
         state.length += 1
-        hidden = self.module.base_model(
+        hidden = (self._compiled or self.module.base_model)(
             input_ids=tokens[:, None],
             attention_mask=self._mask(state),
             position_ids=state.position,
@@ -151,11 +168,17 @@ class CausalLanguageModel(LanguageModel):
 
     def _mask(self, state: DecodingState) -> Tensor | None:
         """What one new token may attend to. Making the mask anew costs more than a small model's step; None saves it altogether."""
+        if state.capacity:
+            written = torch.arange(state.capacity, device=state.mask.device) < state.length
+            return (state.mask & written)[:, None, None, :]
         mask = state.mask[:, : state.length]
-        config = self.module.config
-        if config.model_type not in ONE_MASK_FAMILIES or config._attn_implementation != "sdpa" or not has_one_mask(state.cache):
+        if not self._takes_ready_masks() or not has_one_mask(state.cache):
             return mask.long()
         return mask[:, None, None, :] if state.padded else None
+
+    def _takes_ready_masks(self) -> bool:
+        config = self.module.config
+        return config.model_type in ONE_MASK_FAMILIES and config._attn_implementation == "sdpa"
 
 
 class EncoderDecoderLanguageModel(LanguageModel):

@@ -24,6 +24,8 @@ def quicken(module: nn.Module) -> None:
 
 
 def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _product(x, layer.weight, layer.bias)
     rows = x.reshape(-1, x.shape[-1])
     # ZeRO-3 has a linear function of its own, which expects its weights to come and go.
     if hasattr(layer.weight, "ds_id") or torch.is_autocast_enabled() or not multiplies_quicker(rows, layer.weight):
@@ -34,6 +36,20 @@ def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
     else:
         out = quick_product(rows, layer.weight, layer.bias)
     return out.unflatten(0, x.shape[:-1])
+
+
+@torch.library.custom_op("gkd_rl::linear", mutates_args=())
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x·Wᵀ + b as one node of a compiled graph, whose own compiler would take torch's BLAS; no gradient flows through it."""
+    rows = x.reshape(-1, x.shape[-1])
+    if not multiplies_quicker(rows, weight):
+        return nn.functional.linear(x, weight, bias)
+    return quick_product(rows, weight, bias).unflatten(0, x.shape[:-1])
+
+
+@_product.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
 
 
 class _Linear(torch.autograd.Function):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 from experiences import examples, own_logits, token_rows
 from statistics_of_draws import chi_square_limit, chi_square_of
 from tiny_models import language_model, letters
+from torch._dynamo.utils import counters
 
 from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import LanguageModel
 from gkd_rl.models.tokenizers import prompt_tokens
+from gkd_rl.objective.compiled import has_compiler
 from gkd_rl.objective.head import logits_of
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.sampler import InProcessSampler, dataset_rollouts
@@ -222,3 +225,25 @@ def test_chat_prompts_go_through_the_template():
     model.tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}a"
     rollouts = InProcessSampler(model, 4).sample([Example([{"role": "user", "content": "c d"}])], 1, SamplingParams(2), 0)
     assert token_rows(rollouts)[0][0] == prompt_tokens(letters(12), "c d a")
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="no compiler")]),
+    ],
+)
+def test_a_compiled_step_decodes_the_same(monkeypatch: pytest.MonkeyPatch, backend: str):
+    """Groups, rows that end and are taken out, and chunks of other sizes; one graph serves many steps."""
+    model = language_model("llama", seed=2, num_hidden_layers=1)
+    cases = [(count, per_prompt, temperature) for count, per_prompt in ((8, 1), (5, 3), (1, 1)) for temperature in (0.0, 1.0)]
+    eager = [_sample(model, count, per_prompt, temperature=temperature) for count, per_prompt, temperature in cases]
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    model.compile_decoding()
+    counters.clear()
+    for (count, per_prompt, temperature), expected in zip(cases, eager, strict=True):
+        found = _sample(model, count, per_prompt, temperature=temperature)
+        assert torch.equal(found.completion_ids, expected.completion_ids)
+        torch.testing.assert_close(found.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+    assert 0 < counters["stats"]["unique_graphs"] < 10

@@ -7,7 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from workbench import Models, Outcome, check_folder
+
+from gkd_rl.objective.compiled import has_compiler
 
 VLLM = "rollout.sampler=vllm"
 CORRECTED = "objective.surrogate.correction.kind=truncate"
@@ -26,11 +29,26 @@ def test_a_run_over_generate_is_that_of_the_native_sampler(cli: Callable[..., Ou
     assert texts["native"] == texts["generate"]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="there is no compiler")
+def test_a_run_with_compiled_decoding_samples_the_same(cli: Callable[..., Outcome], small: Path, tmp_path):
+    texts = {}
+    for compiled in ("false", "true"):
+        outcome = cli("train", small, f"run_dir={tmp_path / compiled}", f"rollout.compile={compiled}")
+        assert outcome.status == 0, outcome.err
+        assert compiled == "false" or "recompile" not in outcome.err
+        _, rollouts, _ = check_folder(tmp_path / compiled, steps=2)
+        texts[compiled] = [row["completion"] for row in rollouts]
+    assert texts["false"] == texts["true"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
         (("rollout.sampler=vlm",), "rollout.sampler"),
         ((VLLM,), "draws from another distribution"),
+        (("rollout.sampler=generate", "rollout.compile=true"), "rollout.compile is for the native sampler"),
+        (("rollout.compile=true", "engine.zero_stage=3"), "rollout.compile needs weights that stay where they are"),
         ((VLLM, "rollout.temperature=3"), "vLLM samples between 0.01 and 2"),
         ((VLLM, "rollout.min_p=0.1", "rollout.top_p=0.9"), "rollout.min_p and rollout.top_p are both set"),
         ((VLLM, "rollout.vllm.url=localhost:8000"), "rollout.vllm.url is 'localhost:8000'; write it as http://HOST:PORT"),
