@@ -179,7 +179,7 @@ def _completions(config: Config, processes: Processes, student: LanguageModel, t
         "seed": config.seed,
     }
     folder = Path(rollout.completions_dir or Path(config.run_dir) / "completions")
-    sampler = InProcessSampler(teaching.model, rollout.sampling_rows)
+    sampler = InProcessSampler(teaching.model, rollout.sampling_rows, processes.device)
     return TeacherCompletions(student, sampler, params, config.seed, folder, settings, processes.rank)
 
 

@@ -28,6 +28,8 @@ def cache_teacher(config: Config, out: str) -> int:
     end, and a folder that holds other scores.
     """
     config = replace(config, teacher=replace(config.teacher, cache=None))
+    if config.teacher.kind == "ema":
+        raise UserError("cache-teacher keeps what a teacher says once, and teacher.kind 'ema' changes at every step; set another kind")
     if config.teachers or config.teacher.top_k is None:
         what = "one teacher, and teachers names several" if config.teachers else "log-probabilities of some tokens; set teacher.top_k"
         raise UserError(f"cache-teacher keeps {what}")

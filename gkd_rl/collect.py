@@ -35,7 +35,7 @@ def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
     rollouts, rewards = judged.rollouts, judged.rewards
     with times.phase("reward"):
         advantages = global_advantages(rewards, rollouts.group, config.objective.advantage, run.processes)
-    with times.phase("teacher"):
+    with times.phase("teacher"), run.engine.states_away():
         teacher = parts.teaching.teacher.score(rollouts) if parts.teaching.teacher is not None and needs_teacher(config) else None
         reference = parts.reference.score(rollouts) if parts.reference is not None else None
     gates = row_gates(rewards, rollouts.group, config.objective.gate)

@@ -204,6 +204,33 @@ class Engine:
         with _import_deepspeed().zero.GatheredParameters(list(module.parameters())), _without_hooks(module):
             yield
 
+    @contextmanager
+    def states_away(self) -> Iterator[None]:
+        """Within it the optimiser's states are in CPU memory, where ``engine.offload_while_scoring`` asks for that."""
+        if not self.config.offload_while_scoring:
+            yield
+            return
+        self._move_states(away=True)
+        try:
+            yield
+        finally:
+            self._move_states(away=False)
+
+    def _move_states(self, away: bool) -> None:
+        if hasattr(self.deepspeed.optimizer, "offload_states"):
+            from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
+
+            if away:
+                self.deepspeed.offload_states(include=[OffloadStateTypeEnum.optim_states], pin_memory=False)
+            else:
+                self.deepspeed.reload_states()
+            return
+        device = torch.device("cpu") if away else self.processes.device
+        for state in self.deepspeed.optimizer.state.values():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.ndim:
+                    state[name] = value.to(device)
+
     def save(self, folder: Path) -> None:
         """Weights and optimiser state of all ranks into ``folder``."""
         self.deepspeed.save_checkpoint(str(folder), tag="state", save_latest=False)

@@ -128,7 +128,7 @@ def evaluate_before(run: Run) -> dict[str, Any]:
     parts, summary = run.parts, {}
     with run.times.phase("evaluate"), run.engine.gathered(), run.terminal.bar("evaluating before", 2) as bar:
         if (model := parts.teaching.model) is not None and run.config.evaluation.teacher:
-            sampler = InProcessSampler(model, run.config.rollout.sampling_rows)
+            sampler = InProcessSampler(model, run.config.rollout.sampling_rows, run.processes.device)
             summary["teacher"] = _row(parts.evaluator(model, sampler, parts.held_out))
             summary["teacher"]["parameters"] = model.parameters
         bar.advance()

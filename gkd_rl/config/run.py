@@ -39,6 +39,10 @@ class TeacherConfig:
     served model's tokenizer is, to compare it with the student's; null: do not compare."""
     dtype: DType = "float32"
     """Precision of weights and forward passes."""
+    quantize: Literal["none", "8bit", "4bit"] = "none"
+    """Weights in 8 or 4 bits (NF4) through bitsandbytes; the head keeps ``dtype``."""
+    offload: bool = False
+    """The weights wait in CPU memory while the student trains, and come to the device to score; the head stays there."""
     trust_remote_code: bool = False
     """Whether a checkpoint may bring its own Python code."""
     top_k: int | None = None
@@ -183,8 +187,7 @@ class RolloutConfig:
     sampler: Literal["native", "generate", "vllm"] = "native"
     """``native``: this package's decoding; ``generate``: Hugging Face's, for models that it cannot decode; ``vllm``: see ``vllm``."""
     compile: bool = False
-    """``native``: compile the decoding step (half a minute at the start, and again where shapes change; results then differ in their last
-    bits from run to run)."""
+    """``native``: compile the decoding step over a cache of fixed size (half a minute at the start)."""
     vllm: VllmConfig = field(default_factory=VllmConfig)
     """Settings of the sampler ``vllm``."""
 
@@ -219,6 +222,8 @@ class EngineConfig:
 
     zero_stage: Literal[0, 1, 2, 3] = 0
     """ZeRO: 1 shards optimiser states over ranks, 2 gradients too, 3 parameters too."""
+    offload_while_scoring: bool = False
+    """The optimiser's states go to CPU memory while teacher and reference score, to make room for them on the device."""
     micro_batch_tokens: int = 4096
     """Padded tokens of one micro-batch at most (a single longer row still goes, alone)."""
     threads: int = 0

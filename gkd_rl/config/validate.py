@@ -153,6 +153,8 @@ def _complaints(config: Config) -> Iterator[str]:
         yield "rollout.overlap keeps a whole copy of the student, which engine.zero_stage=3 shards; set overlap to false, or stage 2"
     if "" in config.rollout.stop:
         yield "rollout.stop holds an empty text, which every answer contains; remove it"
+    if config.engine.offload_while_scoring and config.engine.zero_stage == 3:
+        yield "engine.offload_while_scoring works with ZeRO 0 to 2, and engine.zero_stage is 3; set it to false, or another stage"
     if config.rollout.compile and config.rollout.sampler != "native":
         yield f"rollout.compile is for the native sampler, and rollout.sampler={config.rollout.sampler}; set compile to false"
     if config.rollout.compile and config.engine.zero_stage == 3:
@@ -186,6 +188,11 @@ def _vllm_complaints(rollout: RolloutConfig) -> Iterator[str]:
 def _teacher_complaints(key: str, teacher: TeacherConfig) -> Iterator[str]:
     if teacher.top_k is not None and teacher.top_k < 0:
         yield f"{key}.top_k is {teacher.top_k}; it must be at least 0, or null for the whole distribution"
+    if teacher.quantize != "none" and (teacher.kind != "model" or teacher.path is None or teacher.url is not None):
+        yield f"{key}.quantize is for a model of {key}.path in the process; set it to none"
+    if teacher.offload and (teacher.url is not None or teacher.quantize != "none"):
+        other = "url" if teacher.url is not None else "quantize"
+        yield f"{key}.offload moves a model in the process to the device and back, which {key}.{other} rules out; drop one of them"
     if teacher.draws and (not teacher.top_k or teacher.url is not None):
         yield f"{key}.draws needs {key}.top_k, the number of draws, and a teacher in the process; set both, or {key}.draws=false"
     for name, least in (("rows_per_request", 1), ("concurrency", 1), ("retries", 0), ("retry_seconds", 0)):

@@ -21,6 +21,7 @@ from gkd_rl.models.cache import decoder_cache, encoder_decoder_cache, fix, has_o
 from gkd_rl.models.compiled import compiled_step
 from gkd_rl.models.heads import head_of
 from gkd_rl.models.linears import quicken
+from gkd_rl.models.quantized import Quantized
 from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import load_tokenizer, vocabulary_size
 from gkd_rl.objective.head import logits_of
@@ -236,7 +237,9 @@ def _positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
-def load_language_model(path: str, where: str, dtype: str = "float32", trust_remote_code: bool = False) -> LanguageModel:
+def load_language_model(
+    path: str, where: str, dtype: str = "float32", trust_remote_code: bool = False, quantized: Quantized | None = None
+) -> LanguageModel:
     """Load the model and tokenizer at ``path``; ``where`` is the configuration key, for the errors' text.
 
     Raises ``UserError`` where there is no such model, where its head cannot be reproduced, or where its tokenizer lacks an EOS.
@@ -247,13 +250,19 @@ def load_language_model(path: str, where: str, dtype: str = "float32", trust_rem
         config = AutoConfig.from_pretrained(source, **options)
         family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         loading = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        loading |= {} if quantized is None else quantized.loading(DTYPES[dtype])
         found = family.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True, **loading, **options)
         module, loaded = found  # pyright: ignore[reportGeneralTypeIssues]
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{where}: {path} could not be loaded: {str(error).strip().splitlines()[0]}") from None
     _require_all_weights(loaded, path, where)
     tokenizer = load_tokenizer(source, where, trust_remote_code)
-    return wrap(module, tokenizer)
+    try:
+        return wrap(module, tokenizer)
+    except AssertionError as error:  # bitsandbytes' own, of shapes that it has no kernel for; met at the first forward
+        if quantized is None:
+            raise
+        raise UserError(f"{where}: {path} cannot be had in {quantized.kind} here: {error}; set quantize to none") from None
 
 
 def _require_all_weights(loaded: Mapping[str, Any], path: str, where: str) -> None:

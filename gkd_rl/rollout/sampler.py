@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gkd_rl.models.language_model import LanguageModel, encode_prompts
+from gkd_rl.models.placement import placed
 from gkd_rl.models.tokenizers import completion_tokens, prompt_tokens
 from gkd_rl.objective.head import in_fp32, logits_of
 from gkd_rl.rollout.drawing import SamplingParams, draw, row_uniforms
@@ -40,8 +41,10 @@ class Sampler(Protocol):
 class InProcessSampler:
     """Decodes with the trained model itself: nothing to copy, nothing to synchronise but the version."""
 
-    def __init__(self, model: LanguageModel, max_rows: int) -> None:
+    def __init__(self, model: LanguageModel, max_rows: int, device: torch.device | None = None) -> None:
+        """``device``: where a model goes to sample that waits elsewhere; None: it is there."""
         self.model = model
+        self.device = device
         self.max_rows = max_rows
         self.version = 0
 
@@ -50,6 +53,10 @@ class InProcessSampler:
 
     @torch.no_grad()
     def sample(self, examples: Sequence[Example], per_prompt: int, params: SamplingParams, seed: int) -> Rollouts:
+        with placed(self.model, self.device):
+            return self._sample(examples, per_prompt, params, seed)
+
+    def _sample(self, examples: Sequence[Example], per_prompt: int, params: SamplingParams, seed: int) -> Rollouts:
         prompts = [prompt_tokens(self.model.tokenizer, example.prompt) for example in examples]
         drawn = empty_rows(self.model, len(prompts) * per_prompt, params.max_new_tokens)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -13,6 +14,7 @@ from gkd_rl.config.validate import model_of, teacher_configs
 from gkd_rl.engine import Processes
 from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import LanguageModel, load_language_model
+from gkd_rl.models.quantized import Quantized, require_bitsandbytes
 from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import load_tokenizer, require_same_tokenizer, vocabulary_size
 from gkd_rl.teacher.cache import CachedTeacher, open_cache
@@ -56,6 +58,8 @@ class Teaching:
 def check_teaching(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ``UserError`` for a teacher that is not there, has another tokenizer, or does not answer: before any model is loaded."""
     for key, teacher in teacher_configs(config).items():
+        if teacher.quantize != "none":
+            require_bitsandbytes(f"{key}.quantize")
         if model_of(teacher)[0] is not None:
             assert teacher.path is not None
             source = resolve(teacher.path, f"{key}.path")
@@ -118,7 +122,7 @@ def _live(config: Config, key: str, settings: TeacherConfig, processes: Processe
         served = _shown(settings, ServedTeacher(settings, vocabulary_size(tokenizer), key), tokenizer, None)
         return Teaching(served, served)
     model = _model(config, key, settings, processes)
-    whole = LocalTeacher(model, 4 * config.engine.micro_batch_tokens)
+    whole = LocalTeacher(model, 4 * config.engine.micro_batch_tokens, processes.device)
     window = getattr(model.module.config, "max_position_embeddings", None)
     teacher = _shown(settings, whole if settings.top_k is None else TopKTeacher(whole, settings.top_k, settings.draws), tokenizer, window)
     averages = (MovingAverage(model, settings.decay),) if settings.kind == "ema" else ()
@@ -142,7 +146,11 @@ def _shown(settings: TeacherConfig, teacher: Teacher, tokenizer: PreTrainedToken
 def load_frozen(config: TeacherConfig, where: str, processes: Processes) -> LanguageModel:
     """The model at ``config.path`` on this process's device, not trained."""
     assert config.path is not None
-    model = load_language_model(config.path, where, config.dtype, config.trust_remote_code)
-    model.module.to(processes.device)  # pyright: ignore[reportArgumentType]
+    home = torch.device("cpu") if config.offload else processes.device
+    if config.quantize != "none":  # which has to happen on the device
+        model = load_language_model(config.path, where, config.dtype, config.trust_remote_code, Quantized(config.quantize, home))
+    else:
+        model = load_language_model(config.path, where, config.dtype, config.trust_remote_code)
+        model.module.to(home)  # pyright: ignore[reportArgumentType]
     model.module.requires_grad_(False)
     return model

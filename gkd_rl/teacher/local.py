@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from gkd_rl.models.language_model import LanguageModel
+from gkd_rl.models.placement import placed
 from gkd_rl.objective.head import in_fp32, logits_of
 from gkd_rl.objective.numerics import log_probs
 from gkd_rl.rollout.rows import lengths, take
@@ -36,13 +37,15 @@ class Teacher(Protocol):
 class LocalTeacher:
     """A Hugging Face model, causal or encoder-decoder."""
 
-    def __init__(self, model: LanguageModel, token_budget: int) -> None:
+    def __init__(self, model: LanguageModel, token_budget: int, device: torch.device | None = None) -> None:
+        """``device``: where the model goes to score, and where its head stays; None: it is there already."""
         self.model = model
         self.token_budget = token_budget
+        self.device = device or model.device
         head = model.head
         self.head = Head(
-            weight=head.weight.detach(),
-            bias=None if head.bias is None else head.bias.detach(),
+            weight=head.weight.detach().to(self.device),
+            bias=None if head.bias is None else head.bias.detach().to(self.device),
             scale=head.scale,
             soft_cap=head.soft_cap,
         )
@@ -54,10 +57,11 @@ class LocalTeacher:
         order = (prompt + completion).argsort(stable=True)
         weight = self.head.weight
         hidden = weight.new_zeros(*rollouts.completion_ids.shape, weight.shape[1])
-        for rows in self._cuts(order, (prompt + completion)[order]):
-            part = take(rollouts, rows)
-            states = self.model.completion_hidden(part.prompt_ids, part.prompt_mask, part.completion_ids, part.completion_mask)
-            hidden[rows, : states.shape[1]] = states * part.completion_mask[..., None]
+        with placed(self.model, self.device):
+            for rows in self._cuts(order, (prompt + completion)[order]):
+                part = take(rollouts, rows)
+                states = self.model.completion_hidden(part.prompt_ids, part.prompt_mask, part.completion_ids, part.completion_mask)
+                hidden[rows, : states.shape[1]] = states * part.completion_mask[..., None]
         return HiddenScores(hidden, self.head)
 
     def _cuts(self, order: torch.Tensor, sorted_lengths: torch.Tensor) -> list[torch.Tensor]:

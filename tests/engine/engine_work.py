@@ -74,6 +74,7 @@ def _train(kind: str, stage: int, experience: Experience, processes: Processes, 
     for number in range(len(RATES)):
         if number == 2:
             engine.save(place)
+            away = _send_states_away(engine)
         norms.append(_update(engine, model, kind, experience, number))
         parameters.append(_parameters(engine, model))
     other = student(kind, seed=7)
@@ -86,7 +87,16 @@ def _train(kind: str, stage: int, experience: Experience, processes: Processes, 
         "restored": (norm, _parameters(restored, other)),
         "texts": texts,
         "parameter_count": model.parameters,
+        "away": away,
     }
+
+
+def _send_states_away(engine: Engine) -> tuple[bool, bool]:
+    """Whether ZeRO's states were away within the context, and after it."""
+    away = lambda: bool(getattr(engine.deepspeed.optimizer, "offloaded_states", None))
+    with engine.states_away():
+        inside = away()
+    return inside, away()
 
 
 def _first_change(kind: str, stage: int, experience: Experience, processes: Processes, dtype: torch.dtype) -> Tensor:
@@ -102,7 +112,7 @@ def _first_change(kind: str, stage: int, experience: Experience, processes: Proc
 def _engine(model: LanguageModel, kind: str, stage: int, processes: Processes) -> Engine:
     head = model.module.get_output_embeddings()
     assert head is not None
-    return Engine(model.module, head, processes, EngineConfig(zero_stage=stage), OPTIMIZERS[kind])  # pyright: ignore
+    return Engine(model.module, head, processes, EngineConfig(zero_stage=stage, offload_while_scoring=stage < 3), OPTIMIZERS[kind])  # pyright: ignore
 
 
 def _update(engine: Engine, model: LanguageModel, kind: str, experience: Experience, number: int) -> float:

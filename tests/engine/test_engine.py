@@ -73,6 +73,13 @@ def test_a_restored_engine_continues_to_the_last_digit(one_rank: list, two_ranks
 
 
 @pytest.mark.parametrize(("kind", "stage"), CASES)
+def test_states_go_away_and_come_back(one_rank: list, two_ranks: list, kind: str, stage: int):
+    """What the updates after that are compared with has never been away."""
+    for found in (*one_rank, *two_ranks):
+        assert found[kind, stage]["away"] == (stage in (1, 2), False)
+
+
+@pytest.mark.parametrize(("kind", "stage"), CASES)
 def test_ranks_sample_for_themselves_whatever_is_sharded(one_rank: list, two_ranks: list, kind: str, stage: int):
     sampler = InProcessSampler(student(kind), max_rows=64)
     expected = [list(sampler.sample(examples(5), 2, SamplingParams(length), seed=1).texts) for length in (9, 3)]

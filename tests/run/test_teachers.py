@@ -53,6 +53,13 @@ def test_a_served_teacher_trains_like_the_same_model_in_the_process(train, serve
     assert summary["after"]["reverse_kl"] is None and summary["accuracy_teacher"] is None
 
 
+def test_a_teacher_in_eight_bits_that_waits_elsewhere_trains(train) -> None:
+    whole, packed = (train(name, f"teacher.quantize={name}")[0] for name in ("none", "8bit"))
+    assert packed[0]["divergence"] == pytest.approx(whole[0]["divergence"], rel=0.2) and packed[0]["divergence"] != whole[0]["divergence"]
+    away = train("away", "teacher.offload=true", "engine.offload_while_scoring=true")[0]
+    assert_same(away, whole, "loss", "divergence", "grad_norm")
+
+
 def test_a_teacher_in_the_process_may_keep_its_top_k_only(train) -> None:
     kept, whole = train("kept", *TOP_8, "teacher.top_k=8")[0], train("whole", *TOP_8)[0]
     assert_same(kept, whole, "loss", "divergence", "grad_norm")
@@ -64,6 +71,9 @@ def test_a_teacher_in_the_process_may_keep_its_top_k_only(train) -> None:
     [
         (["teacher.top_k=8"], "estimator 'full' needs the whole distribution"),
         (["teacher.top_k=-1"], "teacher.top_k is -1"),
+        (["engine.zero_stage=3", "engine.offload_while_scoring=true"], "engine.offload_while_scoring works with ZeRO 0 to 2"),
+        (["teacher.quantize=4bit", "teacher.kind=ema"], "teacher.quantize is for a model of teacher.path"),
+        (["teacher.quantize=4bit", "teacher.offload=true"], "teacher.quantize rules out"),
         (["teacher.url=localhost:8000", "teacher.served_model=a", "teacher.top_k=8", *TOP_8], "must begin with http://"),
         (["teacher.url=http://localhost:1", "teacher.top_k=8", *TOP_8], "teacher.served_model is not"),
         (["teacher.url=http://localhost:1", "teacher.served_model=a", *TOP_8], "teacher.url needs teacher.top_k"),
@@ -203,6 +213,11 @@ def test_a_cache_of_other_scores_is_not_continued(cli, small: Path, models: Mode
     assert cli(*arguments, "teacher.top_k=8").status == 0
     outcome = cli(*arguments, "teacher.top_k=9")
     assert outcome.status == 2 and "not of" in outcome.err and "top_k=9" in outcome.err
+
+
+def test_a_teacher_that_changes_is_not_cached(cli, small: Path, tmp_path: Path) -> None:
+    outcome = cli("cache-teacher", small, "--out", tmp_path, "teacher.kind=ema", "teacher.path=null", "teacher.top_k=8", *CACHED)
+    assert outcome.status == 2 and "teacher.kind 'ema' changes at every step" in outcome.err
 
 
 @pytest.mark.parametrize(
