@@ -135,7 +135,7 @@ class SpanTeacher:
         )
         hidden = self.whole.score(retold).hidden
         at = [(number, *span.student, *span.teacher, span.realised) for number, row in enumerate(rows) for span in row.spans]
-        row, start, end, first, last, realised = torch.tensor(at, device=device).reshape(-1, 6).unbind(1)
+        row, start, end, first, last, realised = torch.tensor(at, dtype=torch.long, device=device).reshape(-1, 6).unbind(1)
         scores = SpanScores(
             hidden=hidden.new_zeros(*shape, hidden.shape[-1]),
             first_ids=torch.zeros(shape, dtype=torch.long, device=device),
@@ -162,7 +162,7 @@ class SpanTeacher:
             for span in row.spans
             for place in range(span.teacher[0] + 1, span.teacher[1] if span.realised else 0)
         ]
-        for some in torch.tensor(at, device=hidden.device).reshape(-1, 3).split(SCORED_TOKENS):
+        for some in torch.tensor(at, dtype=torch.long, device=hidden.device).reshape(-1, 3).split(SCORED_TOKENS):
             row, place, target = some.unbind(1)
             lq = log_probs(logits_of(hidden[row, place], head), self.temperature)
             own = lq.gather(-1, completion_ids[row, place, None]).squeeze(-1)

@@ -117,7 +117,7 @@ def test_any_answer_is_retold_word_by_word(student: str, teacher: str, chat: boo
     one, rng = tokenizer(student, chat), random.Random(f"{student} {teacher}")
     ordinary = sorted(pieces_of(one, "here").bytes_of)
     rows = [one(space + line, add_special_tokens=False)["input_ids"] for line in LINES for space in ("", " ")]
-    rows += [[number for number in rng.choices(ordinary, k=12)] for _ in range(5)]
+    rows += [rng.choices(ordinary, k=12) for _ in range(5)]
     for ids in rows:
         reteller, row = retold(student, teacher, "Question: 1+1?\nAnswer:", [*ids, one.eos_token_id], True, chat)
         ours, theirs = reteller.student.of(ids), reteller.teacher.of(row.completion[:-1])
