@@ -26,7 +26,7 @@ CHUNK_TOKENS = {"cpu": 80, "cuda": 1024}
 SMALL_TILE_BYTES = 8 * 2**20
 """Chunks of small vocabularies grow to this size of a tile."""
 
-SPAN_TILES = 4
+SPAN_TILES = 2
 """A teacher with another tokenizer takes so many times the tiles of one with the same."""
 
 
