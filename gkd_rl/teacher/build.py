@@ -87,9 +87,9 @@ def _require_common_tokens(config: Config, tokenizer: PreTrainedTokenizerBase, t
     """Raise ``UserError`` for a teacher that reads no chats, and for one with no token of the student's."""
     if config.task.prompt_format == "chat" and theirs.chat_template is None:
         raise UserError(f"task.prompt_format is 'chat' but the tokenizer of {key}.path has no chat template; use 'plain'")
-    pairs = matched_tokens(pieces_of(tokenizer, "student.path"), pieces_of(theirs, f"{key}.path"))
-    if len(pairs) == 1:
-        raise UserError(f"{key}.other_tokenizer: no token but the end has the same text for student and teacher; choose another teacher")
+    student = pieces_of(tokenizer, "student.path")
+    if all(mine in student.special for mine, _ in matched_tokens(student, pieces_of(theirs, f"{key}.path"))):
+        raise UserError(f"{key}.other_tokenizer: no token has the same text for student and teacher; choose another teacher")
 
 
 def check_taught(config: Config, examples: Iterable[Example]) -> None:

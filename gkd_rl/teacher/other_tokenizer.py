@@ -50,8 +50,9 @@ class Reteller:
         prompt = example.prompt if self.template is None else privileged_prompt(example, self.template)
         closed = ended and len(ids) > 0 and ids[-1] in self.student.special
         body = list(ids[:-1] if closed else ids)
-        alone = not isinstance(prompt, str)  # what a chat's template ends with says nothing of the answer's first space
-        said, theirs, ours = self._same_text(self.student.of(body), self.student.text(body, alone))
+        # What a chat's template ends with says nothing of the answer's first space: each tokenizer begins a text as it is used to.
+        alone = not isinstance(prompt, str)
+        said, theirs, ours = self._same_text(self.student.of(body), self.student.text(body, alone), alone)
         spans = common_spans(ours, theirs)
         if closed:
             spans.append(Span((len(body), len(body) + 1), (len(said), len(said) + 1), True))
@@ -59,13 +60,13 @@ class Reteller:
         assert isinstance(end, int)
         return Retold(prompt_tokens(self.teacher.tokenizer, prompt, "teacher"), [*said, end], spans)
 
-    def _same_text(self, ours: list[Piece], text: str) -> tuple[list[int], Sequence[Piece], Sequence[Piece]]:
+    def _same_text(self, ours: list[Piece], text: str, alone: bool) -> tuple[list[int], Sequence[Piece], Sequence[Piece]]:
         """The teacher's tokens of the student's text, and both sides' pieces: of all ways the first that gives the very text.
 
         Next best is one that differs in leading spaces, which some tokenizers add and others drop. If neither is to be had (a text that
         the teacher cannot write), the difference is left to the alignment.
         """
-        ways = [(ids, self.teacher.of(ids)) for ids in self._ways(text)]
+        ways = [(ids, self.teacher.of(ids)) for ids in self._ways(text, alone)]
         for ids, theirs in ways:
             if text_of(theirs) == text_of(ours):
                 return ids, theirs, ours
@@ -74,14 +75,12 @@ class Reteller:
                 return ids, without_leading_spaces(theirs), without_leading_spaces(ours)
         return *ways[0], ours
 
-    def _ways(self, text: str) -> Iterator[list[int]]:
-        """Tokenizations of a text that continues another: a tokenizer may put a space before it, or want none there."""
+    def _ways(self, text: str, alone: bool) -> Iterator[list[int]]:
+        """Tokenizations of a text, also as it is behind other text: there no space is put before it."""
         encode = lambda part: list(self.teacher.tokenizer(part, add_special_tokens=False)["input_ids"])
         yield encode(text)
-        if text.startswith(" "):
-            yield encode(text[1:])
         line, behind = encode("\n"), encode("\n" + text)
-        if behind[: len(line)] == line:
+        if not alone and behind[: len(line)] == line:
             yield behind[len(line) :]
 
 

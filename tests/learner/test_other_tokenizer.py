@@ -1,4 +1,4 @@
-"""A teacher with another tokenizer: what it keeps of rows is what it predicts of their text, and with the same tokenizer nothing changes."""
+"""A teacher with another tokenizer: what it keeps of rows is what it predicts of their text; with the same tokenizer nothing changes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from experiences import examples, gradient, own_logits, rows_of
-from tiny_models import build, language_model
+from tiny_models import build, language_model, letters, save, word_tokenizer
 from tokenizer_zoo import LINES, tokenizer
 
 from gkd_rl.config.objective import DivergenceConfig, ObjectiveConfig
+from gkd_rl.config.run import Config, TeacherConfig
+from gkd_rl.engine import Processes
 from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import LanguageModel, wrap
 from gkd_rl.models.pieces import pieces_of
@@ -21,6 +23,7 @@ from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.rows import join, score_tensors
 from gkd_rl.rollout.sampler import InProcessSampler, dataset_rollouts
+from gkd_rl.teacher.build import build_teaching, check_teaching
 from gkd_rl.teacher.local import LocalTeacher
 from gkd_rl.teacher.other_tokenizer import Reteller, SpanTeacher
 from gkd_rl.types import Example, Experience, Rollouts, SpanScores, SpanTopKScores
@@ -68,6 +71,7 @@ def test_scores_are_the_teachers_predictions_where_spans_begin(families: tuple[s
             assert scores.realised[number, place] == span.realised
             assert scores.single[number, place] == (span.realised and span.student[1] - place == 1 == last - first)
             unrealised += not span.realised
+            assert span.realised or not scores.later_logprobs[number, place]
             if span.realised:
                 lq = (own / 0.7).log_softmax(-1)
                 later = sum(float(lq[at, row.completion[at]]) for at in range(first + 1, last))
@@ -120,8 +124,6 @@ def test_a_teacher_of_other_words_for_the_same_tokens_is_not_the_same():
     """The letters are numbered backwards: read by number they would say other things, read by text they are the ordinary ones."""
     student, same = language_model("llama:untied"), language_model("llama:untied", seed=1)
     order = torch.tensor([0, 1, *range(11, 1, -1)])
-    from tiny_models import letters
-
     turned = build("llama:untied", letters(12, names="jihgfedcba"), 1)
     turned.load_state_dict(same.module.state_dict())
     for weight in (turned.get_input_embeddings().weight, turned.get_output_embeddings().weight):  # pyright: ignore
@@ -156,5 +158,21 @@ def test_an_answer_too_long_in_the_teachers_tokens_is_named():
     with pytest.raises(UserError, match=r"teacher.other_tokenizer: example \d has \d+ of the teacher's tokens, but it reads at most 20;"):
         span_teacher(student, model, window=20).score(some_rows(student))
     encoder = zoo_model("sentencepiece", "t5")
-    rows = dataset_rollouts(student, [replace(examples(1)[0], prompt="a " * 9, completion="b " * 9)], 50, 0)
+    rows = dataset_rollouts(student, [replace(examples(1)[0], prompt="a b " * 9, completion="c d " * 9)], 50, 0)
     span_teacher(student, encoder, window=30).score(rows)  # each side has the window to itself
+    with pytest.raises(UserError, match="reads at most 30"):
+        span_teacher(student, zoo_model("sentencepiece"), window=30).score(rows)
+
+
+def test_teachers_are_built_as_configured_and_need_a_common_token(tmp_path: Path):
+    student, processes = zoo_model("bytes"), Processes(1)
+    stranger, wordless = (save(m.module, m.tokenizer, tmp_path / n) for m, n in ((zoo_model("words"), "a"), (language_model("llama"), "b")))
+    settings = TeacherConfig(path=str(stranger), other_tokenizer=True, privileged="{prompt} {hint}", top_k=5)
+    config = Config(teacher=settings, objective=ObjectiveConfig(divergence=DivergenceConfig(teacher_temperature=0.7)))
+    check_teaching(config, student.tokenizer)
+    teaching = build_teaching(config, processes, student.tokenizer)
+    assert isinstance(teaching.teacher, SpanTeacher) and teaching.judge is teaching.teacher and teaching.model is not None
+    assert (teaching.teacher.temperature, teaching.teacher.k, teaching.teacher.reteller.template) == (0.7, 5, "{prompt} {hint}")
+    numbers = word_tokenizer({"<pad>": 0, "<eos>": 1, "1": 2, "2": 3})
+    with pytest.raises(UserError, match=r"teacher.other_tokenizer: no token has the same text"):
+        check_teaching(replace(config, teacher=replace(settings, path=str(wordless))), numbers)

@@ -83,6 +83,7 @@ def spans_of(ours: str, theirs: str) -> list[tuple[str, str, bool]]:
         ("a", "a| |b", [("a", "a| |b", False)]),
         ("one|", "one", [("one", "one", True), ("", "", False)]),
         ("|one", "one", [("|one", "one", True)]),
+        ("|one", "|one", [("|one", "|one", True)]),
     ],
 )
 def test_spans_by_hand(ours: str, theirs: str, expected: list[tuple[str, str, bool]]):
@@ -155,6 +156,35 @@ def test_an_answer_that_is_cut_off_has_no_end():
     prompt = reteller.teacher.tokenizer("The answer")["input_ids"]
     assert row.prompt == prompt
     assert reteller.teacher.tokenizer.decode(prompt + said) == "The answer is 42", "no space too many"
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "said", "chat", "expected"),
+    [
+        ("bytes", "sentencepiece", "42", False, ["4", "2"]),
+        ("bytes", "sentencepiece", " 42", False, ["▁", "4", "2"]),
+        ("sentencepiece", "bytes", "42", False, ["Ġ4", "2"]),
+        ("bytes", "sentencepiece", "42", True, ["▁", "4", "2"]),
+        ("sentencepiece", "bytes", "42", True, ["4", "2"]),
+        ("sentencepiece", "sentencepiece", "42", True, ["▁", "4", "2"]),
+    ],
+)
+def test_the_first_space_is_the_texts_in_a_text_and_the_tokenizers_in_a_chat(
+    student: str, teacher: str, said: str, chat: bool, expected: list[str]
+):
+    """SentencePiece's '42' is ' 42' behind other text, and what an answer begins with in a chat."""
+    ids = tokenizer(student)(said, add_special_tokens=False)["input_ids"]
+    reteller, row = retold(student, teacher, "The answer is", ids, False, chat)
+    assert reteller.teacher.tokenizer.convert_ids_to_tokens(row.completion[:-1]) == expected
+    assert all(span.realised for span in row.spans)
+
+
+def test_only_a_row_that_ended_by_it_has_the_teachers_end():
+    ids = [*tokenizer("bytes")(" is", add_special_tokens=False)["input_ids"], 0]
+    for ended in (True, False):
+        _, row = retold("bytes", "sentencepiece", "The answer", ids, ended, False)
+        assert row.spans[-1].student == (len(ids) - 1, len(ids)) and row.spans[-1].realised == ended
+        assert row.spans[-1].teacher[1] - row.spans[-1].teacher[0] == ended
 
 
 def test_a_chat_goes_through_the_teachers_own_template():

@@ -98,7 +98,9 @@ def test_chats_rewards_and_kept_tokens_go_together(cli: Callable[..., Outcome], 
 def test_without_the_switch_it_is_refused_and_the_switch_named(refused_run: Callable[..., str], stranger) -> None:
     said = refused_run(f"teacher.path={stranger()}")
     assert "teacher: student and teacher have different tokenizers: token 0 is '<pad>' for the student and '<unk>' for the teacher" in said
-    assert said.endswith("choose a teacher of the student's family, or set teacher.other_tokenizer=true to compare the two on the texts of their tokens")
+    assert said.endswith(
+        "choose a teacher of the student's family, or set teacher.other_tokenizer=true to compare the two on the texts of their tokens"
+    )
 
 
 TOP_8 = ("objective.divergence.estimator=top_k", "objective.divergence.top_k=8")
@@ -107,14 +109,20 @@ TOP_8 = ("objective.divergence.estimator=top_k", "objective.divergence.top_k=8")
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["objective.divergence.estimator=k2", "objective.divergence.kind=reverse_kl"], "estimator 'k2' needs the teacher's probability of"),
+        (
+            ["objective.divergence.estimator=k2", "objective.divergence.kind=reverse_kl"],
+            "estimator 'k2' needs the teacher's probability of",
+        ),
         ([*TOP_8, "objective.divergence.tail=renormalise"], "tail 'renormalise' leaves out what teacher.other_tokenizer cannot compare"),
         (["objective.divergence.extrapolation=1.25"], "extrapolation needs one tokenizer of teacher and reference"),
         (["objective.gate.kind=sign_agreement"], "gate.kind 'sign_agreement' works on tokens"),
         (["objective.surrogate.teacher_in_ratio=0.5"], "teacher_in_ratio works on tokens"),
         (["teacher.kind=student", "teacher.path=null"], "teacher.kind 'student' is made of the student and has its tokenizer"),
         (["teacher.url=http://a", "teacher.served_model=b", "teacher.top_k=8", *TOP_8], "teacher.url gives scores by the student's tokens"),
-        (["teacher.cache=a", "teacher.top_k=8", "rollout.on_policy_share=0.5", *TOP_8], "teacher.cache gives scores by the student's tokens"),
+        (
+            ["teacher.cache=a", "teacher.top_k=8", "rollout.on_policy_share=0.5", *TOP_8],
+            "teacher.cache gives scores by the student's tokens",
+        ),
         (["teacher.draws=true", "teacher.top_k=8"], "teacher.draws draws the student's tokens"),
         (["teacher.path=null", "objective.alpha=0"], "teacher.path is null"),
         (["rollout.completions=teacher", "rollout.on_policy_share=0.5"], "set it to dataset, with the teacher's answers as the dataset's"),
