@@ -24,8 +24,8 @@ ROWS_PER_SHARD = 256
 def cache_teacher(config: Config, out: str) -> int:
     """Score the completions of all training examples with ``config.teacher`` into the folder ``out``; returns the rows there.
 
-    Rows that are there already are left out. Raises ``UserError`` for a teacher without ``top_k``, several teachers, a task without
-    end, and a folder that holds other scores.
+    Rows that are there already are left out. Raises ``UserError`` for a teacher without ``top_k``, several teachers, one with
+    another tokenizer, a task without end, and a folder that holds other scores.
     """
     config = replace(config, teacher=replace(config.teacher, cache=None))
     if config.teacher.kind == "ema":
@@ -33,6 +33,10 @@ def cache_teacher(config: Config, out: str) -> int:
     if config.teachers or config.teacher.top_k is None:
         what = "one teacher, and teachers names several" if config.teachers else "log-probabilities of some tokens; set teacher.top_k"
         raise UserError(f"cache-teacher keeps {what}")
+    if config.teacher.other_tokenizer:
+        raise UserError(
+            "cache-teacher keeps scores by the student's tokens; set teacher.other_tokenizer=false, with a teacher of its family"
+        )
     validate(config)
     processes = Processes(config.engine.threads)
     terminal = Terminal(processes.is_main)

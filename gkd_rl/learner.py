@@ -6,7 +6,7 @@ Shapes: B sequences, C completion positions, N valid completion tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,8 +16,20 @@ from gkd_rl.config.objective import Mean, ObjectiveConfig
 from gkd_rl.models.language_model import LanguageModel
 from gkd_rl.objective.fused import fused_objective
 from gkd_rl.objective.schedule import TermWeights
-from gkd_rl.rollout.rows import on_device
-from gkd_rl.types import Experience, Gates, GlobalCounts, Head, HiddenScores, MixtureScores, ObjectiveResult, TeacherScores, TokenBatch
+from gkd_rl.rollout.rows import on_device, score_tensors
+from gkd_rl.types import (
+    Experience,
+    Gates,
+    GlobalCounts,
+    Head,
+    HiddenScores,
+    MixtureScores,
+    ObjectiveResult,
+    SpanScores,
+    SpanTopKScores,
+    TeacherScores,
+    TokenBatch,
+)
 
 
 @dataclass
@@ -87,6 +99,9 @@ def _of_teacher(scores: TeacherScores | None, mask: Tensor) -> dict[str, Any]:
         return {"teacher_hidden": scores.hidden[mask], "teacher_head": scores.head}
     if isinstance(scores, MixtureScores):
         return {"teacher_parts": tuple((part.hidden[mask], part.head) for part in scores.parts), "teacher_weights": scores.weights[mask]}
+    if isinstance(scores, SpanScores | SpanTopKScores):
+        valid: dict[str, Any] = {name: value[mask] for name, value in score_tensors(scores).items()}
+        return {"teacher_spans": replace(scores, **valid)}
     top = {"teacher_top_ids": scores.ids[mask], "teacher_top_logprobs": scores.logprobs[mask]}
     return {**top, "teacher_logprobs": scores.token_logprobs[mask]}
 

@@ -101,10 +101,60 @@ class MixtureScores:
     """[B, C, M] fp32; sums of 1 over M at each token"""
 
 
-TeacherScores = HiddenScores | TopKScores | MixtureScores
+@dataclass(frozen=True)
+class MatchedHead:
+    """The head of a teacher with another tokenizer, and the tokens that stand for the same text in both vocabularies."""
+
+    head: Head
+    student_ids: Tensor
+    """[M] int64"""
+    teacher_ids: Tensor
+    """[M] int64"""
+
+
+@dataclass(frozen=True)
+class SpanScores:
+    """What a teacher with another tokenizer says, whole. Both sides' tokens form spans of one text, with figures at their first token."""
+
+    hidden: Tensor
+    """[B, C, H]: from which the teacher predicts its next token where the span begins"""
+    first_ids: Tensor
+    """[B, C] int64: the teacher's first token of the span"""
+    later_logprobs: Tensor
+    """[B, C] fp32: Σ log q of its further tokens, at the teacher's temperature"""
+    starts: Tensor
+    """[B, C] bool: a span begins here"""
+    realised: Tensor
+    """[B, C] bool: and both sides' tokens say the same text"""
+    single: Tensor
+    """[B, C] bool: and it is one token on either side"""
+    matched: MatchedHead
+
+
+@dataclass(frozen=True)
+class SpanTopKScores:
+    """What is left of ``SpanScores`` if only some tokens are kept, at temperature 1."""
+
+    ids: Tensor
+    """[B, C, K] int64: the teacher's K likeliest tokens that the student has too, by the student's numbers"""
+    logprobs: Tensor
+    """[B, C, K] fp32: their log-probabilities; −inf where there is no further token"""
+    span_logprobs: Tensor
+    """[B, C] fp32: log q of the whole span; 0 where it is not ``realised``"""
+    rest: Tensor
+    """[B, C] fp32: the probability of everything else"""
+    starts: Tensor
+    """[B, C] bool, as in ``SpanScores``, like the two that follow"""
+    realised: Tensor
+    """[B, C] bool"""
+    single: Tensor
+    """[B, C] bool"""
+
+
+TeacherScores = HiddenScores | TopKScores | MixtureScores | SpanScores | SpanTopKScores
 """What a teacher says of each completion token."""
 
-Heads = Head | tuple[Head, ...]
+Heads = Head | tuple[Head, ...] | MatchedHead
 """What stored hidden states are completed with: one teacher's head, or those of several."""
 
 
@@ -177,6 +227,8 @@ class TokenBatch:
     """[N, K] fp32: their log-probabilities at temperature 1"""
     teacher_logprobs: Tensor | None = None
     """[N] fp32: that of the token itself"""
+    teacher_spans: SpanScores | SpanTopKScores | None = None
+    """in the place of all these, of a teacher with another tokenizer: [N, ...] in the place of [B, C, ...]"""
     reference_hidden: Tensor | None = None
     """[N, H_reference]: a frozen reference policy (the initial student); None where no term needs it"""
     reference_head: Head | None = None

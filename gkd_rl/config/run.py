@@ -37,6 +37,9 @@ class TeacherConfig:
     path: str | None = "embedded:arithmetic-teacher"
     """A folder or hub name; ``embedded:NAME`` as for the student; null: no teacher (then α must be 0). With ``url``: where the
     served model's tokenizer is, to compare it with the student's; null: do not compare."""
+    other_tokenizer: bool = False
+    """The teacher has another tokenizer than the student: it reads the answers as text, in tokens of its own, and the two are compared on
+    spans of text that both can write. Without it such a teacher is refused."""
     dtype: DType = "float32"
     """Precision of weights and forward passes."""
     quantize: Literal["none", "8bit", "4bit"] = "none"

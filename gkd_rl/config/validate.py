@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from gkd_rl.config.load import all_keys, value_at
+from gkd_rl.config.other_tokenizer import beside_other_tokenizer
 from gkd_rl.config.run import Config, RolloutConfig, TeacherConfig
 from gkd_rl.errors import UserError
 from gkd_rl.objective.schedule import weights_at
@@ -77,6 +78,7 @@ def validate(config: Config) -> None:
         group_size=rollout.per_prompt,
         teacher_top_k=teacher_top_k(config),
         teacher_draws=any(teacher.draws for teacher in teacher_configs(config).values()),
+        other_tokenizer=any(teacher.other_tokenizer for teacher in teacher_configs(config).values()),
     )
 
 
@@ -164,6 +166,7 @@ def _complaints(config: Config) -> Iterator[str]:
     for key, teacher in {"teacher": config.teacher, **teacher_configs(config)}.items():
         yield from _teacher_complaints(key, teacher)
         yield from _own_complaints(key, teacher, config)
+        yield from beside_other_tokenizer(key, teacher, config)
     yield from _several_complaints(config)
     yield from _cache_complaints(config)
     if config.resume not in RESUME:

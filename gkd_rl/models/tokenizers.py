@@ -30,12 +30,15 @@ def load_tokenizer(source: str, where: str, trust_remote_code: bool = False) -> 
     return tokenizer
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) -> list[int]:
-    """Token ids of a text prompt, or of chat messages through the tokenizer's template with the assistant's turn opened."""
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message], whose: str = "student") -> list[int]:
+    """Token ids of a text prompt, or of chat messages through the tokenizer's template with the assistant's turn opened.
+
+    Raises ``UserError`` for a chat without a template; ``whose`` tokenizer it is, for the error's text.
+    """
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
     if tokenizer.chat_template is None:
-        raise UserError("task.prompt_format is 'chat' but the student's tokenizer has no chat template; use 'plain'")
+        raise UserError(f"task.prompt_format is 'chat' but the {whose}'s tokenizer has no chat template; use 'plain'")
     messages = [dict(message) for message in prompt]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return list(tokenizer(str(text), add_special_tokens=False)["input_ids"])

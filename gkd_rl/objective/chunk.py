@@ -24,6 +24,8 @@ from gkd_rl.objective.kernel import (
     target_logits,
     tempered,
 )
+from gkd_rl.objective.span_chunks import SpanRows
+from gkd_rl.objective.spans import kept_tokens, span_divergence, span_view, student_rest
 from gkd_rl.objective.target import teacher_temperature
 from gkd_rl.objective.telemetry import TeacherView
 from gkd_rl.objective.terms import Losses, Streams, TokenValues, losses_of
@@ -56,11 +58,15 @@ class Chunk:
 
 
 @torch.enable_grad()
-def read_chunk(tiles: Tiles, rows: Rows, token_ids: Tensor, where: slice, given: GivenTopK | None, config: ObjectiveConfig) -> Chunk:
-    """Per-token values of a chunk from its tiles [n, V] and row figures [n]; ``given`` [n] is a teacher's top-k without a tile."""
+def read_chunk(
+    tiles: Tiles, rows: Rows, token_ids: Tensor, where: slice, given: GivenTopK | SpanRows | None, config: ObjectiveConfig
+) -> Chunk:
+    """Per-token values of a chunk from its tiles [n, V] and row figures [n]; ``given`` [n] is of a teacher without a tile."""
     logprob = log_probs_of(tiles.student.gather(-1, token_ids[:, None]), rows.lse[:, None]).squeeze(-1).requires_grad_()
     reference_kl = rows.reference_kl.clone().requires_grad_() if config.surrogate.reference_kl_weight else None
     values = TokenValues(logprob, rows.entropy.clone().requires_grad_(), reference_kl=reference_kl)
+    if isinstance(given, SpanRows):
+        return _with_spans(Chunk(where, token_ids, rows, values, None), tiles, given, config)
     if given is not None:
         return _with_top_k(Chunk(where, token_ids, rows, values, None), tiles, given, config)
     if tiles.teacher is None:
@@ -91,6 +97,17 @@ def _with_top_k(chunk: Chunk, tiles: Tiles, given: GivenTopK, config: ObjectiveC
     values = replace(values, divergence=_divergence_on(kept_logprobs, given.logprobs, config))
     view = TeacherView(None, None, agreement, kept_logprobs.detach().exp().sum(-1), given.mass)
     return replace(chunk, values=values, view=view, kept=given.ids, kept_logprobs=kept_logprobs)
+
+
+def _with_spans(chunk: Chunk, tiles: Tiles, spans: SpanRows, config: ObjectiveConfig) -> Chunk:
+    """The chunk against a teacher with another tokenizer; ``kept_logprobs`` [n, 1+K] begin with the student's own tokens."""
+    ids, later, outcomes = kept_tokens(chunk.token_ids, spans.outcomes), spans.later, spans.outcomes
+    everywhere = log_probs_of(tempered(tiles.student, config.divergence.temperature), chunk.rows.tempered_lse[:, None])
+    rest = student_rest(everywhere, chunk.token_ids, later, outcomes)
+    kept_logprobs = _student_at(tiles, chunk.rows, ids, config)
+    values = replace(chunk.values, divergence=span_divergence(kept_logprobs, later, rest, outcomes, config.divergence))
+    view = span_view(outcomes, rest, outcomes.rest, spans.aligned)
+    return replace(chunk, values=values, view=view, kept=ids, kept_logprobs=kept_logprobs)
 
 
 def _divergence_on(kept_logprobs: Tensor, kept_targets: Tensor, config: ObjectiveConfig) -> Tensor:

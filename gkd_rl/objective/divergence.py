@@ -99,10 +99,14 @@ def scale_of(config: DivergenceConfig) -> float:
     return 1.0
 
 
-def divergence_of(lp: Tensor, lq: Tensor, config: DivergenceConfig) -> Tensor:
-    """The configured divergence [...] of log-probabilities [..., V], differentiable in ``lp``."""
+def divergence_of(lp: Tensor, lq: Tensor, config: DivergenceConfig, outcomes: Tensor | None = None) -> Tensor:
+    """The configured divergence [...] of log-probabilities [..., V], differentiable in ``lp``.
+
+    ``outcomes`` [..., 1]: how many of the V are any; the others are ``LOG_FLOOR`` on both sides.
+    """
     q = lq.exp()
-    doubt = -(q * lq).sum(-1, keepdim=True) / math.log(max(q.shape[-1], 2))
+    most = math.log(max(q.shape[-1], 2)) if outcomes is None else outcomes.clamp_min(2).to(q.dtype).log()
+    doubt = -(q * lq).sum(-1, keepdim=True) / most
     value, _ = pointwise_of(config)(lp, lq, lp.exp(), q, doubt)
     return scale_of(config) * not_below_zero(value.sum(-1))
 

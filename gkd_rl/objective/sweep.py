@@ -14,6 +14,7 @@ from gkd_rl.objective.chunk import Chunk, chunk_losses, read_chunk, reward_gradi
 from gkd_rl.objective.compiled import kernels_for
 from gkd_rl.objective.kernel import Tiles, add_at
 from gkd_rl.objective.projection import Mixture, Projection
+from gkd_rl.objective.span_chunks import SpanChunks, on_kept_tokens
 from gkd_rl.objective.telemetry import TeacherView, compared_tokens, interference, sums_of
 from gkd_rl.objective.terms import Losses, TokenValues, losses_of, needs_whole_sequences, streams_of, with_sequences
 from gkd_rl.objective.top_k import given_top_k
@@ -24,6 +25,9 @@ CHUNK_TOKENS = {"cpu": 80, "cuda": 1024}
 
 SMALL_TILE_BYTES = 8 * 2**20
 """Chunks of small vocabularies grow to this size of a tile."""
+
+SPAN_TILES = 2
+"""A teacher with another tokenizer takes so many times the tiles of one with the same."""
 
 
 @dataclass
@@ -45,11 +49,15 @@ class Sweep:
     def __init__(
         self, batch: TokenBatch, config: ObjectiveConfig, counts: GlobalCounts, chunk_tokens: int | None, compile: bool | None
     ) -> None:
-        self.config = config
         self.token_ids = batch.token_ids
         self.student = Projection(batch.student_hidden, batch.student_head)
+        self.spans = None
+        if batch.teacher_spans is not None:
+            self.spans = SpanChunks(batch.teacher_spans, batch.token_ids, self.student, config.divergence)
+            config = on_kept_tokens(config)
+        self.config = config
         self.teacher = _teacher(batch)
-        self.given = given_top_k(batch, config.divergence)
+        self.given = self.spans or given_top_k(batch, config.divergence)
         uses_reference = config.surrogate.reference_kl_weight != 0 or config.divergence.extrapolation != 1.0
         self.reference = _projection(batch.reference_hidden, batch.reference_head) if uses_reference else None
         self.vocabulary = len(self.student.weight)
@@ -57,7 +65,8 @@ class Sweep:
             assert other is None or other.vocabulary == self.vocabulary, "heads are cut to one vocabulary"
         device = batch.token_ids.device
         self.kernels = kernels_for(config, self.student.soft_cap, self.vocabulary, device, compile)
-        self.chunk = chunk_tokens or max(CHUNK_TOKENS.get(device.type, 256), SMALL_TILE_BYTES // (4 * self.vocabulary))
+        most = max(CHUNK_TOKENS.get(device.type, 256), SMALL_TILE_BYTES // (4 * self.vocabulary))
+        self.chunk = chunk_tokens or (most if self.spans is None else max(1, most // SPAN_TILES))
         self.streams = streams_of(batch, config, counts)
         stride = config.telemetry.interference_stride if self.teacher or self.given is not None else 0
         self.compared = compared_tokens(self.streams, stride).cpu()
@@ -147,6 +156,9 @@ class Sweep:
         """Gradient of the loss in the chunk's uncapped logits [n, V], written over the student's tile."""
         cap = self.student.soft_cap
         slopes, kept_slopes = slopes_of(chunk, losses.reward, losses.divergence, losses.cross_entropy)
+        if self.spans is not None and kept_slopes is not None:
+            kept_slopes = self.spans.carry(kept_slopes, chunk.where)
+            slopes = slopes._replace(divergence=kept_slopes.sum(-1))
         ids = chunk.token_ids[:, None]
         at_token = tiles.student.gather(-1, ids)
         at_kept = None if chunk.kept is None else tiles.student.gather(-1, chunk.kept)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -31,6 +31,16 @@ class TeacherView:
     """[N] student's probability of the teacher's k likeliest tokens; None unless the divergence is on the top-k"""
     teacher_top_k_mass: Tensor | None = None
     """[N]"""
+    spans: Tensor | None = None
+    """[N] 1 where a span of text begins; like all that follows, of a teacher with another tokenizer alone"""
+    aligned_tokens: Tensor | None = None
+    """[N] 1 in spans whose text both sides have"""
+    one_to_one_tokens: Tensor | None = None
+    """[N] 1 where the span is one token of either side"""
+    student_matched_mass: Tensor | None = None
+    """[N] student's probability of all outcomes but the rest, where a span begins"""
+    teacher_matched_mass: Tensor | None = None
+    """[N]"""
 
 
 @torch.no_grad()
@@ -51,13 +61,7 @@ def sums_of(losses: Losses, values: TokenValues, streams: Streams, view: Teacher
     if values.reference_kl is not None:
         sums["reference_kl"] = values.reference_kl.sum()
     if view is not None:
-        seen = {
-            "forward_kl": view.forward_kl,
-            "reverse_kl": view.reverse_kl,
-            "teacher_top1_agreement": view.top1_agreement,
-            "student_top_k_mass": view.student_top_k_mass,
-            "teacher_top_k_mass": view.teacher_top_k_mass,
-        }
+        seen: dict[str, Tensor | None] = {_LOGGED_AS.get(item.name, item.name): getattr(view, item.name) for item in fields(view)}
         sums |= {"teacher_tokens": sums["tokens"], "divergence": divergence_of_tokens(values, config).sum()}
         sums |= {name: value.sum() for name, value in seen.items() if value is not None}
     return {name: value.detach().float() for name, value in sums.items()}
@@ -96,14 +100,17 @@ def interference(reward_grad: Tensor, divergence_grad: Tensor) -> dict[str, Tens
     }
 
 
+_LOGGED_AS = {"top1_agreement": "teacher_top1_agreement"}
+
 _MEANS = {
     "tokens": ("entropy", "logprob", "reference_kl"),
     "reward_tokens": ("ratio", "clip_low", "clip_high", "policy_kl", "sampler_correction"),
     "cross_entropy_tokens": ("cross_entropy",),
     "teacher_tokens": (
         *("divergence", "forward_kl", "reverse_kl", "teacher_top1_agreement"),
-        *("student_top_k_mass", "teacher_top_k_mass"),
+        *("student_top_k_mass", "teacher_top_k_mass", "aligned_tokens", "one_to_one_tokens"),
     ),
+    "spans": ("student_matched_mass", "teacher_matched_mass"),
     "compared_tokens": ("opposed_tokens",),
 }
 """Denominator → sums that are reported as means over it."""

@@ -19,11 +19,12 @@ from gkd_rl.config.objective import DivergenceConfig, ObjectiveConfig
 from gkd_rl.objective.divergence import divergence_of
 from gkd_rl.objective.head import logits_of
 from gkd_rl.objective.numerics import log_probs
+from gkd_rl.objective.spans import kept_tokens, later_sums, outcomes_in, span_divergence, span_view, start_of, student_rest
 from gkd_rl.objective.target import target_log_probs
 from gkd_rl.objective.telemetry import TeacherView, compared_tokens, interference, sums_of
 from gkd_rl.objective.terms import Losses, TokenValues, divergence_of_tokens, losses_of, needs_whole_sequences, streams_of, with_sequences
 from gkd_rl.objective.top_k import GivenTopK, agreement_with, given_top_k, on_draws, on_top_k, restrict
-from gkd_rl.types import GlobalCounts, ObjectiveResult, TokenBatch
+from gkd_rl.types import GlobalCounts, ObjectiveResult, SpanScores, SpanTopKScores, TokenBatch
 
 
 def unified_objective(batch: TokenBatch, config: ObjectiveConfig, counts: GlobalCounts) -> ObjectiveResult:
@@ -67,6 +68,10 @@ def _token_values(student: Tensor, batch: TokenBatch, config: ObjectiveConfig) -
     values = TokenValues(logprob=_at(lp, batch.token_ids), entropy=-(lp.exp() * lp).sum(-1), reference_kl=reference_kl)
     if (given := given_top_k(batch, config.divergence)) is not None:
         return _with_top_k(values, log_probs(student, config.divergence.temperature), given, config.divergence)
+    if batch.teacher_spans is not None:
+        return _with_spans(
+            values, log_probs(student, config.divergence.temperature), batch.teacher_spans, batch.token_ids, config.divergence
+        )
     teacher = _teacher_logits(batch)
     if teacher is None:
         return values, None
@@ -99,6 +104,19 @@ def _with_top_k(values: TokenValues, lp: Tensor, given: GivenTopK, config: Diver
     assert config.tail != "drop", "validate_objective refuses it"
     divergence = divergence_of(restrict(at_kept, config.tail), restrict(given.logprobs, config.tail), config)
     return replace(values, divergence=divergence), TeacherView(None, None, agreement, at_kept.detach().exp().sum(-1), given.mass)
+
+
+def _with_spans(
+    values: TokenValues, lp: Tensor, scores: SpanScores | SpanTopKScores, token_ids: Tensor, config: DivergenceConfig
+) -> tuple[TokenValues, TeacherView]:
+    """The same with a teacher of another tokenizer: the student's log-probabilities [N, V] against what is shared."""
+    logits = logits_of(scores.hidden, scores.matched.head).detach() if isinstance(scores, SpanScores) else None
+    outcomes = outcomes_in(scores, logits, token_ids, config)
+    later = later_sums(_at(lp, token_ids), scores.starts)
+    rest = student_rest(lp, token_ids, later, outcomes)
+    at_kept = lp.gather(-1, kept_tokens(token_ids, outcomes))
+    values = replace(values, divergence=span_divergence(at_kept, later, rest, outcomes, config))
+    return values, span_view(scores, rest, outcomes.rest, scores.realised[start_of(scores.starts)])
 
 
 def _kl_to(lp: Tensor, reference: Tensor) -> Tensor:

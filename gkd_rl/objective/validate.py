@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gkd_rl.config.objective import DivergenceConfig, GateConfig, ObjectiveConfig, ScheduleConfig, SurrogateConfig
+from gkd_rl.config.other_tokenizer import needs_one_tokenizer
 from gkd_rl.errors import UserError
 
 
@@ -21,6 +22,7 @@ def validate_objective(
     group_size: int | None = None,
     teacher_top_k: int | None = None,
     teacher_draws: bool = False,
+    other_tokenizer: bool = False,
 ) -> None:
     """Raises ``UserError`` for the first thing wrong with the objective: one sentence with the key, the reason and the fix.
 
@@ -36,6 +38,7 @@ def validate_objective(
         group_size: rollouts per prompt, where known.
         teacher_top_k: of how many tokens the teacher gives the log-probability; None: it gives its whole distribution.
         teacher_draws: these tokens are drawn from the teacher, not its likeliest.
+        other_tokenizer: the teacher's tokens are not the student's.
     """
     uses_reward, uses_divergence = _term_in_use(config, "reward"), _term_in_use(config, "divergence")
     surrogate_in_use = uses_reward or (uses_divergence and config.divergence.use == "advantage")
@@ -52,6 +55,7 @@ def validate_objective(
         *_advantage(config, uses_reward, group_size),
         *_telemetry(config),
         *_draws(config.divergence, teacher_draws, has_teacher),
+        *(needs_one_tokenizer(config) if other_tokenizer else ()),
         *(_top_k_teacher(config, teacher_top_k) if teacher_top_k is not None and has_teacher else ()),
     ):
         raise UserError(complaint)

@@ -11,7 +11,20 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from gkd_rl.types import Experience, Gates, Head, Heads, HiddenScores, MixtureScores, Rollouts, TeacherScores, TopKScores
+from gkd_rl.types import (
+    Experience,
+    Gates,
+    Head,
+    Heads,
+    HiddenScores,
+    MatchedHead,
+    MixtureScores,
+    Rollouts,
+    SpanScores,
+    SpanTopKScores,
+    TeacherScores,
+    TopKScores,
+)
 
 _PROMPT_WIDE = ("prompt_ids", "prompt_mask")
 _COMPLETION_WIDE = ("completion_ids", "completion_mask", "logprobs", "sampler_logprobs")
@@ -150,6 +163,10 @@ def score_tensors(scores: TeacherScores) -> dict[str, Tensor]:
 
 def scores_of(tensors: Mapping[str, Tensor], heads: Heads | None) -> TeacherScores:
     """From what ``score_tensors`` gave, and the heads that belong to it, back to scores."""
+    if isinstance(heads, MatchedHead):
+        return SpanScores(**tensors, matched=heads)
+    if "starts" in tensors:
+        return SpanTopKScores(**tensors)
     if "logprobs" in tensors:
         return TopKScores(**tensors)
     if isinstance(heads, Head):
@@ -161,6 +178,8 @@ def scores_of(tensors: Mapping[str, Tensor], heads: Heads | None) -> TeacherScor
 def _with_tensors(scores: TeacherScores, tensors: Mapping[str, Tensor]) -> TeacherScores:
     if isinstance(scores, MixtureScores):
         return scores_of(tensors, tuple(part.head for part in scores.parts))
+    if isinstance(scores, SpanScores):
+        return scores_of(tensors, scores.matched)
     return scores_of(tensors, scores.head if isinstance(scores, HiddenScores) else None)
 
 

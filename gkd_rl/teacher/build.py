@@ -14,11 +14,14 @@ from gkd_rl.config.validate import model_of, teacher_configs
 from gkd_rl.engine import Processes
 from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import LanguageModel, load_language_model
+from gkd_rl.models.pieces import matched_tokens, pieces_of
 from gkd_rl.models.quantized import Quantized, require_bitsandbytes
 from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import load_tokenizer, require_same_tokenizer, vocabulary_size
+from gkd_rl.objective.target import teacher_temperature
 from gkd_rl.teacher.cache import CachedTeacher, open_cache
 from gkd_rl.teacher.local import LocalTeacher, Teacher, TopKTeacher
+from gkd_rl.teacher.other_tokenizer import Reteller, SpanTeacher
 from gkd_rl.teacher.own import MovingAverage, PrivilegedTeacher, privileged_prompt
 from gkd_rl.teacher.served import ServedTeacher
 from gkd_rl.teacher.several import MixedTeachers, RoutedTeachers, route_of
@@ -64,16 +67,33 @@ def check_teaching(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
             assert teacher.path is not None
             source = resolve(teacher.path, f"{key}.path")
             theirs = load_tokenizer(source, f"{key}.path", teacher.trust_remote_code)
-            try:
-                require_same_tokenizer(tokenizer, theirs)
-            except UserError as error:
-                raise UserError(f"{key}: {error}") from None
+            if teacher.other_tokenizer:
+                _require_common_tokens(config, tokenizer, theirs, key)
+            else:
+                _require_same_tokenizer(tokenizer, theirs, key, may_differ=teacher.url is None and not config.teachers)
         if teacher.cache is not None and teacher.top_k is not None:
             open_cache(teacher.cache, teacher.top_k, None, teacher.draws)
         if teacher.url is not None and (teacher.cache is None or config.rollout.on_policy_share > 0):
             end = tokenizer.eos_token_id
             assert isinstance(end, int)
             ServedTeacher(teacher, vocabulary_size(tokenizer), key).probe([end, end])
+
+
+def _require_same_tokenizer(tokenizer: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, key: str, may_differ: bool) -> None:
+    try:
+        require_same_tokenizer(tokenizer, theirs)
+    except UserError as error:
+        switch = f", or set {key}.other_tokenizer=true to compare the two on the texts of their tokens" if may_differ else ""
+        raise UserError(f"{key}: {error}{switch}") from None
+
+
+def _require_common_tokens(config: Config, tokenizer: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, key: str) -> None:
+    """Raise ``UserError`` for a teacher that reads no chats, and for one with no token of the student's."""
+    if config.task.prompt_format == "chat" and theirs.chat_template is None:
+        raise UserError(f"task.prompt_format is 'chat' but the tokenizer of {key}.path has no chat template; use 'plain'")
+    student = pieces_of(tokenizer, "student.path")
+    if all(mine in student.special for mine, _ in matched_tokens(student, pieces_of(theirs, f"{key}.path"))):
+        raise UserError(f"{key}.other_tokenizer: no token has the same text for student and teacher; choose another teacher")
 
 
 def check_taught(config: Config, examples: Iterable[Example]) -> None:
@@ -124,6 +144,11 @@ def _live(config: Config, key: str, settings: TeacherConfig, processes: Processe
     model = _model(config, key, settings, processes)
     whole = LocalTeacher(model, 4 * config.engine.micro_batch_tokens, processes.device)
     window = getattr(model.module.config, "max_position_embeddings", None)
+    if settings.other_tokenizer:
+        theirs = pieces_of(model.tokenizer, f"{key}.path")
+        reteller = Reteller(pieces_of(tokenizer, "student.path"), theirs, settings.privileged)
+        spans = SpanTeacher(whole, reteller, settings.top_k, teacher_temperature(config.objective.divergence), window)
+        return Teaching(spans, spans, model, parameters=model.parameters)
     teacher = _shown(settings, whole if settings.top_k is None else TopKTeacher(whole, settings.top_k, settings.draws), tokenizer, window)
     averages = (MovingAverage(model, settings.decay),) if settings.kind == "ema" else ()
     return Teaching(teacher, teacher, model if settings.kind == "model" else None, averages, model.parameters)
