@@ -9,11 +9,13 @@ Shapes: B sequences, C completion positions, H hidden.
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
 
 from gkd_rl.models.language_model import LanguageModel
+from gkd_rl.models.lora import without_lora
 from gkd_rl.objective.head import in_fp32, logits_of
 from gkd_rl.objective.numerics import log_probs
 from gkd_rl.rollout.rows import lengths, take
@@ -34,10 +36,14 @@ class Teacher(Protocol):
 
 
 class LocalTeacher:
-    """A Hugging Face model, causal or encoder-decoder."""
+    """A Hugging Face model, causal or encoder-decoder; ``under_adapter``: what ``model`` is without its adapter.
 
-    def __init__(self, model: LanguageModel, token_budget: int) -> None:
+    Under an adapter it reads the trained model's own weights, which have to be whole when it is asked.
+    """
+
+    def __init__(self, model: LanguageModel, token_budget: int, under_adapter: bool = False) -> None:
         self.model = model
+        self.under_adapter = under_adapter
         self.token_budget = token_budget
         head = model.head
         self.head = Head(
@@ -54,10 +60,11 @@ class LocalTeacher:
         order = (prompt + completion).argsort(stable=True)
         weight = self.head.weight
         hidden = weight.new_zeros(*rollouts.completion_ids.shape, weight.shape[1])
-        for rows in self._cuts(order, (prompt + completion)[order]):
-            part = take(rollouts, rows)
-            states = self.model.completion_hidden(part.prompt_ids, part.prompt_mask, part.completion_ids, part.completion_mask)
-            hidden[rows, : states.shape[1]] = states * part.completion_mask[..., None]
+        with without_lora(self.model.module) if self.under_adapter else nullcontext():
+            for rows in self._cuts(order, (prompt + completion)[order]):
+                part = take(rollouts, rows)
+                states = self.model.completion_hidden(part.prompt_ids, part.prompt_mask, part.completion_ids, part.completion_mask)
+                hidden[rows, : states.shape[1]] = states * part.completion_mask[..., None]
         return HiddenScores(hidden, self.head)
 
     def _cuts(self, order: torch.Tensor, sorted_lengths: torch.Tensor) -> list[torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import engine_work
 import pytest
 import torch
-from engine_work import KINDS, OPTIMIZERS, STAGES, student
+from engine_work import KINDS, OPTIMIZERS, STAGES, family, student
 from experiences import examples, experience
 from tiny_models import language_model
 
@@ -22,7 +22,7 @@ CASES = [(kind, stage) for kind in KINDS for stage in STAGES]
 @pytest.fixture(scope="module")
 def experiences() -> dict[str, Experience]:
     """Ten rows of unequal lengths: eight sampled, two of the dataset."""
-    return {kind: experience(student(kind, 3), language_model(kind, seed=4), 4, 2, dataset=2) for kind in KINDS}
+    return {kind: experience(student(kind, 3), language_model(family(kind), seed=4), 4, 2, dataset=2) for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
