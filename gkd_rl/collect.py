@@ -43,7 +43,7 @@ def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
     gates = row_gates(rewards, rollouts.group, config.objective.gate)
     experience = Experience(rollouts, rewards, judged.components, advantages, teacher, reference, gates)
     figures |= rollout_health(experience, run.processes)
-    scoring = (parts.teaching.parameters if teacher is not None else 0) + (parts.reference.model.parameters if parts.reference else 0)
+    scoring = (parts.teaching.parameters if teacher is not None else 0) + (parts.reference.parameters if parts.reference else 0)
     student = parts.student.parameters, parts.student.trained_parameters
     figures |= step_flops(rollouts, *student, scoring, config.rollout.passes, config.rollout.per_prompt, run.processes)
     return experience, figures

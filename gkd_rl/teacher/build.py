@@ -148,7 +148,7 @@ def _live(
     teacher = _shown(settings, whole if settings.top_k is None else TopKTeacher(whole, settings.top_k, settings.draws), tokenizer, window)
     averages = (MovingAverage(model, settings.decay),) if settings.kind == "ema" else ()
     own = model if settings.kind == "model" else None
-    return Teaching(teacher, teacher, own, averages, shared is not None, model.parameters)
+    return Teaching(teacher, teacher, own, averages, shared is not None, whole.parameters)
 
 
 def _model(config: Config, key: str, settings: TeacherConfig, processes: Processes) -> LanguageModel:

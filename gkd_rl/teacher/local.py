@@ -53,6 +53,11 @@ class LocalTeacher:
             soft_cap=head.soft_cap,
         )
 
+    @property
+    def parameters(self) -> int:
+        """Number of parameters that a token goes through."""
+        return self.model.parameters - (self.model.trained_parameters if self.under_adapter else 0)
+
     @torch.no_grad()
     def score(self, rollouts: Rollouts) -> HiddenScores:
         """Hidden states [B, C, H], zero where there is no token; rows of like length go through the model together."""
