@@ -18,12 +18,16 @@ from gkd_rl.config.student import LoraConfig, StudentConfig
 from gkd_rl.engine import Engine, Processes
 from gkd_rl.learner import Learner, local_counts
 from gkd_rl.models.language_model import LanguageModel
+from gkd_rl.models.lora import has_lora, merged
 from gkd_rl.models.trained import mark_trained
+from gkd_rl.objective.head import logits_of
 from gkd_rl.objective.schedule import TermWeights
 from gkd_rl.rollout.drawing import SamplingParams
+from gkd_rl.rollout.rescoring import policy_logprobs
 from gkd_rl.rollout.rows import micro_batches, take_experience
 from gkd_rl.rollout.sampler import InProcessSampler
 from gkd_rl.scoring import global_advantages
+from gkd_rl.teacher.local import LocalTeacher
 from gkd_rl.types import Experience, GlobalCounts
 
 KINDS = ("llama", "t5", "llama:lora", "t5:frozen")
@@ -95,6 +99,7 @@ def everything(experiences: dict[str, Experience], folder: str) -> dict[str, Any
 
 def _train(kind: str, stage: int, experience: Experience, processes: Processes, place: Path) -> dict[str, Any]:
     model = student(kind)
+    base = LocalTeacher(model, TOKEN_BUDGET, under_adapter=True) if has_lora(model.module) else None
     engine = _engine(model, kind, stage, processes)
     texts = _sample_alone(engine, model)
     norms, parameters = [], []
@@ -112,8 +117,26 @@ def _train(kind: str, stage: int, experience: Experience, processes: Processes, 
         "parameters": parameters,
         "restored": (norm, _parameters(restored, other)),
         "texts": texts,
-        "parameter_count": model.parameters,
+        "parameter_count": (model.parameters, model.trained_parameters),
+        "checkpoint": _names_in(place),
+        **({} if base is None else _under_and_merged(base, engine, experience)),
     }
+
+
+def _names_in(place: Path) -> set[str]:
+    """Names of the model's weights in a checkpoint."""
+    (file, *_) = [*place.glob("state/mp_rank_*"), *place.glob("state/zero_pp_rank_0_mp_rank_00_model_states.pt")]
+    return {name.removeprefix("model.") for name in torch.load(file, weights_only=False)["module"]}
+
+
+def _under_and_merged(base: LocalTeacher, engine: Engine, experience: Experience) -> dict[str, Tensor]:
+    """Of the trained model: what is under its adapter (rank 1 asks about fewer rows), and its log-probabilities with both merged."""
+    few = take_experience(experience, torch.arange(3 if engine.processes.rank else 10)).rollouts
+    with engine.gathered():
+        scores = base.score(few)
+        with merged(base.model.module):
+            logprobs = policy_logprobs(base.model, few, TOKEN_BUDGET)
+    return {"base": logits_of(scores.hidden, scores.head), "merged": logprobs}
 
 
 def _first_change(kind: str, stage: int, experience: Experience, processes: Processes, dtype: torch.dtype) -> Tensor:
