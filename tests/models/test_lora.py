@@ -170,6 +170,11 @@ def test_targets_may_be_as_long_as_wanted(kind: str, target: str):
     assert names and all(f"{target}.lora_A" in name for name in names)
 
 
+def test_an_adapters_own_products_take_the_quick_route_too():
+    parts = [part for name, part in adapted("llama").module.named_modules() if isinstance(part, torch.nn.Linear) and "lora_" in name]
+    assert parts and all("forward" in vars(part) for part in parts)
+
+
 def test_a_missing_peft_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch):
     require_peft()
     monkeypatch.setattr("gkd_rl.models.lora.find_spec", lambda name: None)
