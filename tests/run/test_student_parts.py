@@ -171,18 +171,12 @@ def test_another_adapter_does_not_continue_a_run(train, refused, small: Path) ->
         (["student.lora.rank=4", "student.lora.targets=[query]"], "the student has no layer 'query'; there are down_proj"),
         (["student.lora.rank=4", "student.lora.targets=[lm_head]"], "names lm_head, the output projection"),
         (["student.lora.rank=4", "student.freeze=['*norm*']"], "student.freeze says nothing beside student.lora"),
-        (
-            ["student.freeze=[embeddings]"],
-            "student.freeze: no parameter fits 'embeddings'; the student's are named like model.embed_tokens",
-        ),
+        (["student.freeze=[embeddings]"], "student.freeze: no parameter fits 'embeddings'; the student's are named like"),
         (["student.freeze=['*']"], "leaves nothing to train"),
         (["teacher.kind=base", "teacher.path=null"], "teacher.kind 'base' is the model under the student's adapter, and student.lora.rank"),
         (["student.lora.rank=4", "teacher.kind=base", "teacher.path=a"], "teacher.kind 'base' is made of the student, but teacher.path"),
         (["student.lora.rank=4", "teacher.kind=base", "teacher.path=null", "objective.alpha=1"], "so every gradient is 0"),
-        (
-            ["student.lora.rank=4", "teacher.path=null", "teachers.a.kind=base", "student.lora.rank=0"],
-            "teachers.a.kind 'base' is the model",
-        ),
+        (["teacher.path=null", "teachers.a.kind=base"], "teachers.a.kind 'base' is the model under the student's adapter"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
