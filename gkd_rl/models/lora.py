@@ -117,9 +117,8 @@ def _replaced(module: nn.Module, plain: Callable[[Any], nn.Module]) -> Iterator[
 def _merged_layer(layer: Any) -> nn.Module:
     """The layer under the adapter with weights of its own: a copy of the model may be decoding with the original ones."""
     plain = copy.copy(layer.base_layer)
-    plain.__dict__.pop("forward", None)  # what ``quicken`` bound to the original
     plain._parameters = {**plain._parameters, "weight": nn.Parameter(_merged_weight(layer), requires_grad=False)}
-    quicken(plain)
+    quicken(plain)  # the copy's forward is bound to the original
     return plain
 
 
@@ -127,7 +126,7 @@ def _merged_layer(layer: Any) -> nn.Module:
 def _merged_weight(layer: Any) -> Tensor:
     weight = layer.base_layer.weight.data
     update = layer.scaling[ADAPTER] * (layer.lora_B[ADAPTER].weight.float() @ layer.lora_A[ADAPTER].weight.float())
-    return (weight.float() + (update.T if isinstance(layer.base_layer, Conv1D) else update)).to(weight.dtype)
+    return (weight + (update.T if isinstance(layer.base_layer, Conv1D) else update)).to(weight.dtype)
 
 
 def save_adapter(module: PreTrainedModel, folder: Path) -> None:

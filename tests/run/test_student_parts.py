@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ import torch
 from peft import PeftModel
 from workbench import Models, Outcome, check_folder, load, rows_of
 
+from gkd_rl.engine import Engine
 from gkd_rl.models.language_model import load_language_model
+from gkd_rl.teacher.local import LocalTeacher
+from gkd_rl.types import HiddenScores, Rollouts
 
 LORA = ("student.lora.rank=4", "optimizer.lr=1e-2")
 MOVED = (
@@ -112,6 +116,36 @@ def test_the_base_teaches_where_its_weights_are_sharded(train) -> None:
     for ours, theirs in zip(rows_of(sharded / "metrics.jsonl"), rows_of(whole / "metrics.jsonl"), strict=True):
         for name in ("loss", "divergence", "reverse_kl", "reference_kl", "reward_loss", "grad_norm"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("teacher.kind=base", "teacher.path=null"),
+        ("teacher.path=null", "teachers.a.kind=base", "teachers.a.path=null", "teachers.b.kind=student", "teachers.b.path=null"),
+        ("objective.surrogate.reference_kl_weight=0.05",),
+    ],
+    ids=["teacher", "teachers", "reference"],
+)
+def test_the_base_is_asked_while_every_rank_holds_its_weights(train, monkeypatch, overrides: tuple[str, ...]) -> None:
+    depth, seen = [0], []
+    gathered, score = Engine.gathered, LocalTeacher.score
+
+    @contextmanager
+    def counted(engine: Engine) -> Iterator[None]:
+        with gathered(engine):
+            depth[0] += 1
+            yield
+            depth[0] -= 1
+
+    def watched(teacher: LocalTeacher, rollouts: Rollouts) -> HiddenScores:
+        seen.extend([depth[0] > 0] if teacher.under_adapter else [])
+        return score(teacher, rollouts)
+
+    monkeypatch.setattr(Engine, "gathered", counted)
+    monkeypatch.setattr(LocalTeacher, "score", watched)
+    train("run", *LORA, *overrides)
+    assert len(seen) >= 2 and all(seen)
 
 
 def test_the_base_teaches_beside_other_teachers_and_by_its_likeliest_tokens(train, models: Models) -> None:
