@@ -21,8 +21,8 @@ def resolve(path: str, where: str) -> str:
         return str(_embedded(path.removeprefix(SCHEME), where))
     folder = Path(path).expanduser()
     if folder.exists():
-        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-            raise UserError(f"{where}: {path} is a peft adapter without its model; give a folder in which both are merged")
+        if (folder / "adapter_config.json").is_file():  # Transformers would load its base, and put the adapter in without a word
+            raise UserError(f"{where}: {path} holds a peft adapter; give the folder of a model into which it is merged")
         if not (folder / "config.json").is_file():
             raise UserError(f"{where}: {path} holds no config.json, so it is not a model in Hugging Face form")
         return str(folder)

@@ -187,5 +187,7 @@ def test_a_missing_peft_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch)
 
 def test_an_adapters_folder_is_no_model(tmp_path: Path):
     save_adapter(adapted("llama").module, tmp_path / "adapter")
-    with pytest.raises(UserError, match=r"student\.path: .*adapter is a peft adapter without its model"):
-        resolve(str(tmp_path / "adapter"), "student.path")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"student\.path: .*adapter holds a peft adapter; give the folder of a model"):
+            resolve(str(tmp_path / "adapter"), "student.path")
+        (tmp_path / "adapter" / "config.json").write_text("{}")
