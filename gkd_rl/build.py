@@ -12,8 +12,10 @@ from gkd_rl.engine import Engine, Processes
 from gkd_rl.errors import UserError
 from gkd_rl.evaluation.evaluate import Evaluator
 from gkd_rl.models.language_model import LanguageModel, load_language_model
+from gkd_rl.models.lora import has_lora
 from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_tokens
+from gkd_rl.models.trained import check_trained, mark_trained
 from gkd_rl.objective.compiled import has_compiler
 from gkd_rl.rollout.ahead import CopySampler
 from gkd_rl.rollout.completions import TeacherCompletions
@@ -50,12 +52,17 @@ class Parts:
 
 
 def build_parts(config: Config, processes: Processes, student_path: str | None = None, where: str = "student.path") -> Parts:
-    """Make every part; ``student_path`` replaces the configured student. Raises ``UserError`` before a model is loaded if it can."""
+    """Make every part; ``student_path`` is a model in the place of the configured student that is not trained.
+
+    Raises ``UserError`` before a model is loaded if it can.
+    """
     validate(config)
     if config.rollout.sampler == "vllm":
         require_vllm(config.rollout.vllm)
     path = student_path or config.student.path
     source = resolve(path, where)
+    if student_path is None:
+        check_trained(config.student, source, where)
     task = make_task(config)
     rewards = make_rewards(config.rewards if config.rewards is not None else task.default_rewards())
     held_out = task.held_out(config.evaluation.examples)
@@ -78,7 +85,10 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     backend = _vllm_backend(config, processes) if config.rollout.sampler == "vllm" else None
     student = _load(path, where, config.student.dtype, config.student.trust_remote_code, processes)
     _check_context(config, student)
-    teaching = build_teaching(config, processes, tokenizer)
+    if student_path is None:
+        mark_trained(student.module, config.student, config.seed)
+    adapted = student if has_lora(student.module) else None
+    teaching = build_teaching(config, processes, tokenizer, adapted)
     sampler = _sampler(config, processes, student, backend)
     return Parts(
         task=task,
@@ -87,7 +97,7 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
         sampler=sampler,
         evaluation_sampler=InProcessSampler(student, config.rollout.sampling_rows) if config.rollout.overlap else sampler,
         teaching=teaching,
-        reference=_reference(config, processes, path, where),
+        reference=_reference(config, processes, path, where, adapted),
         evaluator=Evaluator(
             rewards,
             config.objective,
@@ -183,10 +193,12 @@ def _completions(config: Config, processes: Processes, student: LanguageModel, t
     return TeacherCompletions(student, sampler, params, config.seed, folder, settings, processes.rank)
 
 
-def _reference(config: Config, processes: Processes, path: str, where: str) -> LocalTeacher | None:
-    """A frozen copy of the initial student, where the objective compares with it."""
+def _reference(config: Config, processes: Processes, path: str, where: str, adapted: LanguageModel | None) -> LocalTeacher | None:
+    """The initial student, where the objective compares with it: what is under the adapter, or else a frozen copy."""
     if not (config.objective.surrogate.reference_kl_weight or config.objective.divergence.extrapolation != 1):
         return None
+    if adapted is not None:
+        return LocalTeacher(adapted, 4 * config.engine.micro_batch_tokens, under_adapter=True)
     model = _load(path, where, config.student.dtype, config.student.trust_remote_code, processes)
     model.module.requires_grad_(False)
     return LocalTeacher(model, 4 * config.engine.micro_batch_tokens)

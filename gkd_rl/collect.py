@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from gkd_rl.config.run import RolloutConfig
 from gkd_rl.config.validate import needs_teacher
@@ -35,14 +36,16 @@ def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
     rollouts, rewards = judged.rollouts, judged.rewards
     with times.phase("reward"):
         advantages = global_advantages(rewards, rollouts.group, config.objective.advantage, run.processes)
-    with times.phase("teacher"), run.engine.states_away():
+    shared = parts.teaching.shares_student or (parts.reference is not None and parts.reference.under_adapter)
+    with times.phase("teacher"), run.engine.states_away(), run.engine.gathered() if shared else nullcontext():
         teacher = parts.teaching.teacher.score(rollouts) if parts.teaching.teacher is not None and needs_teacher(config) else None
         reference = parts.reference.score(rollouts) if parts.reference is not None else None
     gates = row_gates(rewards, rollouts.group, config.objective.gate)
     experience = Experience(rollouts, rewards, judged.components, advantages, teacher, reference, gates)
     figures |= rollout_health(experience, run.processes)
-    scoring = (parts.teaching.parameters if teacher is not None else 0) + (parts.reference.model.parameters if parts.reference else 0)
-    figures |= step_flops(rollouts, parts.student.parameters, scoring, config.rollout.passes, config.rollout.per_prompt, run.processes)
+    scoring = (parts.teaching.parameters if teacher is not None else 0) + (parts.reference.parameters if parts.reference else 0)
+    student = parts.student.parameters, parts.student.trained_parameters
+    figures |= step_flops(rollouts, *student, scoring, config.rollout.passes, config.rollout.per_prompt, run.processes)
     return experience, figures
 
 

@@ -129,6 +129,11 @@ class _Compute(nn.Module):
     def forward(self, function: Callable[[], Tensor]) -> Tensor:
         return function()
 
+    def state_dict(self, *arguments: Any, **named: Any) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What checkpoints hold. DeepSpeed leaves frozen weights out by their first name alone, which keeps those that are tied."""
+        frozen = _frozen(self)
+        return {name: value for name, value in super().state_dict(*arguments, **named).items() if name not in frozen}
+
 
 class Engine:
     """DeepSpeed ZeRO over one model: updates, gathering for generation, state."""
@@ -232,14 +237,30 @@ class Engine:
                     state[name] = value.to(device)
 
     def save(self, folder: Path) -> None:
-        """Weights and optimiser state of all ranks into ``folder``."""
-        self.deepspeed.save_checkpoint(str(folder), tag="state", save_latest=False)
+        """Trained weights and optimiser state of all ranks into ``folder``; frozen weights are where the student came from."""
+        self.deepspeed.save_checkpoint(str(folder), tag="state", save_latest=False, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
         """What ``save`` wrote. Raises ``UserError`` if it cannot be read."""
-        path, _ = self.deepspeed.load_checkpoint(str(folder), tag="state", load_lr_scheduler_states=False)
+        path, _ = self.deepspeed.load_checkpoint(
+            str(folder), tag="state", load_lr_scheduler_states=False, custom_load_fn=_load_but_for_frozen
+        )
         if path is None:
             raise UserError(f"the checkpoint {folder} cannot be read; remove it to continue from an earlier one")
+
+
+def _frozen(module: nn.Module) -> set[str]:
+    """Names of parameters that are not trained, all those of tied ones."""
+    return {name for name, parameter in module.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+
+
+def _load_but_for_frozen(src: Mapping[str, Tensor], dst: nn.Module) -> None:
+    """Load a state that lacks frozen weights, and nothing else. Raises ``RuntimeError`` where it does not fit, as DeepSpeed does."""
+    frozen = _frozen(dst)
+    missing, unexpected = dst.load_state_dict(src, strict=False)
+    misfits = [*unexpected, *(name for name in missing if name not in frozen)]
+    if misfits:
+        raise RuntimeError(f"it does not fit the student: {misfits[0]} is missing or unknown. ")
 
 
 @contextmanager

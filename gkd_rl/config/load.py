@@ -151,7 +151,7 @@ def _unknown_key(error: ConfigKeyError) -> str:
         known, key = [k for k in known if k.startswith("rewards.")], f"rewards.{key}"
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     tail = key.rsplit(".", 1)[-1]
-    same_tail = [other for other in known if other.rsplit(".", 1)[-1] == tail]
+    same_tail = sorted((other for other in known if other.rsplit(".", 1)[-1] == tail), key=lambda other: other.count("."))
     best = same_tail[0] if same_tail else (near[0] if near else "")
     return f"there is no key '{key}'; the nearest is '{best}'"
 

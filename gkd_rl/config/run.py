@@ -6,29 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gkd_rl.config.objective import ObjectiveConfig
-
-DType = Literal["float32", "bfloat16"]
-
-
-@dataclass
-class StudentConfig:
-    """The model that is trained."""
-
-    path: str = "embedded:arithmetic-student"
-    """A folder or hub name in Hugging Face form; ``embedded:NAME`` is a model shipped with this package."""
-    dtype: DType = "float32"
-    """Precision of weights and forward passes."""
-    trust_remote_code: bool = False
-    """Whether a checkpoint may bring its own Python code."""
+from gkd_rl.config.student import DType, StudentConfig
 
 
 @dataclass
 class TeacherConfig:
     """The model whose distribution the divergence pulls towards."""
 
-    kind: Literal["model", "student", "ema"] = "model"
-    """``model``: that of ``path`` or ``url``; ``student``: the student as it is at the start; ``ema``: the moving average of the
-    student's weights. The last two have no ``path``."""
+    kind: Literal["model", "student", "base", "ema"] = "model"
+    """``model``: that of ``path`` or ``url``; ``student``: the student as it is at the start; ``base``: the same without a second copy
+    of its weights, the model under the adapters of ``student.lora``; ``ema``: the moving average of the student's weights. The last
+    three have no ``path``."""
     decay: float = 0.99
     """``ema``: share of the average that is kept at each step."""
     privileged: str | None = None

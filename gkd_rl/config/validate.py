@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from gkd_rl.config.load import all_keys, value_at
 from gkd_rl.config.other_tokenizer import beside_other_tokenizer
 from gkd_rl.config.run import Config, RolloutConfig, TeacherConfig
+from gkd_rl.config.student import student_complaints
 from gkd_rl.errors import UserError
 from gkd_rl.objective.schedule import weights_at
 from gkd_rl.objective.validate import validate_objective
@@ -20,6 +21,7 @@ RESUME = ("never", "auto", "new")
 _AT_LEAST = {
     "max_steps": 1,
     "log_rollouts_every": 0,
+    "student.lora.rank": 0,
     "rollout.prompts_per_step": 1,
     "rollout.per_prompt": 1,
     "rollout.max_new_tokens": 1,
@@ -57,7 +59,7 @@ _IN_RANGE = {
 _BELOW_ONE = ("optimizer.beta1", "optimizer.beta2")
 _ABOVE_ZERO = (
     *("evaluation.temperature", "optimizer.lr", "optimizer.eps", "sft.lr", "sft.epochs", "rollout.temperature", "rollout.top_p"),
-    *("rollout.vllm.kv_cache_gib", "rollout.vllm.timeout"),
+    *("rollout.vllm.kv_cache_gib", "rollout.vllm.timeout", "student.lora.alpha"),
 )
 
 
@@ -161,6 +163,7 @@ def _complaints(config: Config) -> Iterator[str]:
         yield f"rollout.compile is for the native sampler, and rollout.sampler={config.rollout.sampler}; set compile to false"
     if config.rollout.compile and config.engine.zero_stage == 3:
         yield "rollout.compile needs weights that stay where they are, which engine.zero_stage=3 moves; set compile to false, or stage 2"
+    yield from student_complaints(config.student)
     if config.rollout.sampler == "vllm":
         yield from _vllm_complaints(config.rollout)
     for key, teacher in {"teacher": config.teacher, **teacher_configs(config)}.items():
@@ -230,6 +233,11 @@ def _own_complaints(key: str, teacher: TeacherConfig, config: Config) -> Iterato
         return
     if teacher.path not in (None, TeacherConfig().path) or teacher.url is not None:
         yield f"{key}.kind '{teacher.kind}' is made of the student, but {key}.{'url' if teacher.url else 'path'} is set; set it to null"
+    if teacher.kind == "base" and not config.student.lora.rank:
+        yield (
+            f"{key}.kind 'base' is the model under the student's adapter, and student.lora.rank is 0; give the adapter a rank, or set "
+            f"{key}.kind=student"
+        )
     if teacher.kind == "ema" and config.rollout.max_staleness > 0 and teacher.top_k is None:
         yield (
             f"{key}.kind 'ema' changes its head at every step, with which stored hidden states of earlier steps would be read; set "

@@ -95,7 +95,12 @@ class LanguageModel(ABC):
     @property
     def parameters(self) -> int:
         """Number of distinct parameters (also where ZeRO-3 has sharded them)."""
-        return sum(int(getattr(p, "ds_numel", p.numel())) for p in self.module.parameters())
+        return sum(map(_size, self.module.parameters()))
+
+    @property
+    def trained_parameters(self) -> int:
+        """Number of those that are trained."""
+        return sum(_size(p) for p in self.module.parameters() if p.requires_grad)
 
     @abstractmethod
     def completion_hidden(self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
@@ -115,6 +120,10 @@ class LanguageModel(ABC):
     @abstractmethod
     def generation_inputs(self, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor, int]:
         """Prompts as ``generate`` wants them: ids and mask [B, P], and how many columns of its output stand before the completion."""
+
+
+def _size(parameter: Tensor) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 class CausalLanguageModel(LanguageModel):

@@ -15,12 +15,14 @@ SCHEME = "embedded:"
 def resolve(path: str, where: str) -> str:
     """The folder or hub name to load from; ``where`` is the configuration key, for the error's text.
 
-    Raises ``UserError`` for an unknown embedded name and for a path that neither exists nor can be a hub name.
+    Raises ``UserError`` for an unknown embedded name, an adapter's folder, and a path that neither exists nor can be a hub name.
     """
     if path.startswith(SCHEME):
         return str(_embedded(path.removeprefix(SCHEME), where))
     folder = Path(path).expanduser()
     if folder.exists():
+        if (folder / "adapter_config.json").is_file():  # Transformers would load its base, and put the adapter in without a word
+            raise UserError(f"{where}: {path} holds a peft adapter; give the folder of a model into which it is merged")
         if not (folder / "config.json").is_file():
             raise UserError(f"{where}: {path} holds no config.json, so it is not a model in Hugging Face form")
         return str(folder)

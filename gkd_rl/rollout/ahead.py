@@ -23,17 +23,22 @@ it may have none of its own."""
 
 
 class CopySampler(InProcessSampler):
-    """Decodes with a copy of the trained model, which may change meanwhile; ``sync`` brings the copy up to date."""
+    """Decodes with a copy of the trained model, which may change meanwhile; ``sync`` brings the copy up to date.
+
+    Frozen weights are not copied: both models have the same.
+    """
 
     def __init__(self, model: LanguageModel, max_rows: int) -> None:
-        super().__init__(type(model)(copy.deepcopy(model.module), model.tokenizer), max_rows)
+        shared = {id(parameter): parameter for parameter in model.module.parameters() if not parameter.requires_grad}
+        super().__init__(type(model)(copy.deepcopy(model.module, shared), model.tokenizer), max_rows)
         self.trained = model
 
     @torch.no_grad()
     def sync(self, version: int) -> None:
         super().sync(version)
         for mine, theirs in zip(self.model.module.parameters(), self.trained.module.parameters(), strict=True):
-            mine.copy_(theirs)
+            if mine is not theirs:
+                mine.copy_(theirs)
 
 
 class Ahead:

@@ -20,6 +20,7 @@ from gkd_rl.config.run import VllmConfig
 from gkd_rl.engine import Processes
 from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import LanguageModel
+from gkd_rl.models.lora import merged
 from gkd_rl.models.tokenizers import prompt_tokens
 from gkd_rl.objective.head import in_fp32
 from gkd_rl.rollout.drawing import SamplingParams, row_seed
@@ -132,8 +133,12 @@ class VllmSampler:
 
 
 def checkpoint_weights(module: PreTrainedModel) -> dict[str, Tensor]:
-    """Weights under the names that they have in a checkpoint, tied ones under each of theirs: vLLM's reload does not tie again."""
-    return revert_weight_conversion(module, module.state_dict())
+    """Weights under the names that they have in a checkpoint, tied ones under each of theirs: vLLM's reload does not tie again.
+
+    An adapter is merged into them.
+    """
+    with merged(module):
+        return revert_weight_conversion(module, module.state_dict())
 
 
 def require_vllm(config: VllmConfig) -> None:

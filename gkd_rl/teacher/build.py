@@ -40,6 +40,8 @@ class Teaching:
     """the teacher's own model, where there is one teacher and it is in the process: evaluated itself, once"""
     averages: tuple[MovingAverage, ...] = ()
     """teachers that follow the student"""
+    shares_student: bool = False
+    """whether a teacher reads the trained model's own weights, which then have to be whole when it is asked"""
     parameters: int = 0
     """of the models in the process that score a row that is trained on (the mean of several that rows are routed to)"""
 
@@ -106,9 +108,11 @@ def check_taught(config: Config, examples: Iterable[Example]) -> None:
             privileged_prompt(example, template)
 
 
-def build_teaching(config: Config, processes: Processes, tokenizer: PreTrainedTokenizerBase) -> Teaching:
-    """The configured teacher, loaded."""
-    built = {key: _one(config, key, settings, processes, tokenizer) for key, settings in teacher_configs(config).items()}
+def build_teaching(
+    config: Config, processes: Processes, tokenizer: PreTrainedTokenizerBase, adapted: LanguageModel | None = None
+) -> Teaching:
+    """The configured teacher, loaded. ``adapted`` is the student with its adapter, for teachers under it; None: they get a copy."""
+    built = {key: _one(config, key, settings, processes, tokenizer, adapted) for key, settings in teacher_configs(config).items()}
     if not config.teachers:
         return built.get("teacher", Teaching())
     each = {name: one.teacher for name, one in zip(config.teachers, built.values(), strict=True) if one.teacher is not None}
@@ -116,7 +120,13 @@ def build_teaching(config: Config, processes: Processes, tokenizer: PreTrainedTo
     column = config.teacher_routing.column
     teacher = MixedTeachers(each, config.teacher_routing.weights) if column is None else RoutedTeachers(each, column)
     parameters = sum(one.parameters for one in built.values())
-    return Teaching(teacher, teacher, averages=averages, parameters=parameters if column is None else parameters // len(built))
+    return Teaching(
+        teacher,
+        teacher,
+        averages=averages,
+        shares_student=any(one.shares_student for one in built.values()),
+        parameters=parameters if column is None else parameters // len(built),
+    )
 
 
 def teacher_name(teacher: TeacherConfig) -> str:
@@ -125,24 +135,39 @@ def teacher_name(teacher: TeacherConfig) -> str:
     return name if teacher.privileged is None else f"{name} shown {teacher.privileged!r}"
 
 
-def _one(config: Config, key: str, settings: TeacherConfig, processes: Processes, tokenizer: PreTrainedTokenizerBase) -> Teaching:
+def _one(
+    config: Config,
+    key: str,
+    settings: TeacherConfig,
+    processes: Processes,
+    tokenizer: PreTrainedTokenizerBase,
+    adapted: LanguageModel | None,
+) -> Teaching:
     if settings.cache is None:
-        return _live(config, key, settings, processes, tokenizer)
+        return _live(config, key, settings, processes, tokenizer, adapted)
     assert settings.top_k is not None, "validate asks for it"
     named = (*model_of(settings), settings.kind) != (None, None, "model")
     cache = open_cache(settings.cache, settings.top_k, teacher_name(settings) if named else None, settings.draws)
     if config.rollout.on_policy_share == 0:  # nothing is left to a live teacher
         return Teaching(CachedTeacher(cache, settings.top_k, None))
-    live = _live(config, key, settings, processes, tokenizer)
+    live = _live(config, key, settings, processes, tokenizer, adapted)
     return replace(live, teacher=CachedTeacher(cache, settings.top_k, live.teacher))
 
 
-def _live(config: Config, key: str, settings: TeacherConfig, processes: Processes, tokenizer: PreTrainedTokenizerBase) -> Teaching:
+def _live(
+    config: Config,
+    key: str,
+    settings: TeacherConfig,
+    processes: Processes,
+    tokenizer: PreTrainedTokenizerBase,
+    adapted: LanguageModel | None,
+) -> Teaching:
     if settings.url is not None:
         served = _shown(settings, ServedTeacher(settings, vocabulary_size(tokenizer), key), tokenizer, None)
         return Teaching(served, served)
-    model = _model(config, key, settings, processes)
-    whole = LocalTeacher(model, 4 * config.engine.micro_batch_tokens, processes.device)
+    shared = adapted if settings.kind == "base" else None
+    model = shared or _model(config, key, settings, processes)
+    whole = LocalTeacher(model, 4 * config.engine.micro_batch_tokens, processes.device, under_adapter=shared is not None)
     window = getattr(model.module.config, "max_position_embeddings", None)
     if settings.other_tokenizer:
         theirs = pieces_of(model.tokenizer, f"{key}.path")
@@ -151,7 +176,8 @@ def _live(config: Config, key: str, settings: TeacherConfig, processes: Processe
         return Teaching(spans, spans, model, parameters=model.parameters)
     teacher = _shown(settings, whole if settings.top_k is None else TopKTeacher(whole, settings.top_k, settings.draws), tokenizer, window)
     averages = (MovingAverage(model, settings.decay),) if settings.kind == "ema" else ()
-    return Teaching(teacher, teacher, model if settings.kind == "model" else None, averages, model.parameters)
+    own = model if settings.kind == "model" else None
+    return Teaching(teacher, teacher, own, averages, shared is not None, whole.parameters)
 
 
 def _model(config: Config, key: str, settings: TeacherConfig, processes: Processes) -> LanguageModel:

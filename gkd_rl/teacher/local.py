@@ -9,11 +9,13 @@ Shapes: B sequences, C completion positions, H hidden.
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
 
 from gkd_rl.models.language_model import LanguageModel
+from gkd_rl.models.lora import without_lora
 from gkd_rl.models.placement import placed
 from gkd_rl.objective.head import in_fp32, logits_of
 from gkd_rl.objective.numerics import log_probs
@@ -35,11 +37,15 @@ class Teacher(Protocol):
 
 
 class LocalTeacher:
-    """A Hugging Face model, causal or encoder-decoder."""
+    """A Hugging Face model, causal or encoder-decoder; ``under_adapter``: what ``model`` is without its adapter.
 
-    def __init__(self, model: LanguageModel, token_budget: int, device: torch.device | None = None) -> None:
+    Under an adapter it reads the trained model's own weights, which have to be whole when it is asked.
+    """
+
+    def __init__(self, model: LanguageModel, token_budget: int, device: torch.device | None = None, under_adapter: bool = False) -> None:
         """``device``: where the model goes to score, and where its head stays; None: it is there already."""
         self.model = model
+        self.under_adapter = under_adapter
         self.token_budget = token_budget
         self.device = device or model.device
         head = model.head
@@ -50,6 +56,11 @@ class LocalTeacher:
             soft_cap=head.soft_cap,
         )
 
+    @property
+    def parameters(self) -> int:
+        """Number of parameters that a token goes through."""
+        return self.model.parameters - (self.model.trained_parameters if self.under_adapter else 0)
+
     @torch.no_grad()
     def score(self, rollouts: Rollouts) -> HiddenScores:
         """Hidden states [B, C, H], zero where there is no token; rows of like length go through the model together."""
@@ -57,7 +68,7 @@ class LocalTeacher:
         order = (prompt + completion).argsort(stable=True)
         weight = self.head.weight
         hidden = weight.new_zeros(*rollouts.completion_ids.shape, weight.shape[1])
-        with placed(self.model, self.device):
+        with placed(self.model, self.device), without_lora(self.model.module) if self.under_adapter else nullcontext():
             for rows in self._cuts(order, (prompt + completion)[order]):
                 part = take(rollouts, rows)
                 states = self.model.completion_hidden(part.prompt_ids, part.prompt_mask, part.completion_ids, part.completion_mask)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import LanguageModel
+from gkd_rl.models.lora import merged
 from gkd_rl.models.tokenizers import prompt_tokens
 from gkd_rl.teacher.local import Teacher
 from gkd_rl.types import Example, Heads, Message, Rollouts, TeacherScores
@@ -20,7 +21,7 @@ FIELD = re.compile(r"\{(\w+)\}")
 
 
 class MovingAverage:
-    """θ̄ ← decay·θ̄ + (1−decay)·θ of the student's weights, in fp32, written into ``model``."""
+    """θ̄ ← decay·θ̄ + (1−decay)·θ of the student's weights (with its adapter, if it has one), in fp32, written into ``model``."""
 
     def __init__(self, model: LanguageModel, decay: float) -> None:
         self.model = model
@@ -29,9 +30,10 @@ class MovingAverage:
     @torch.no_grad()
     def follow(self, student: LanguageModel) -> None:
         """One step towards the student; its parameters have to be whole here."""
-        theirs = dict(student.module.named_parameters())
-        for name, average in self.model.module.named_parameters():
-            average.lerp_(theirs[name].to(average.device, average.dtype), 1 - self.decay)
+        with merged(student.module):
+            theirs = dict(student.module.named_parameters())
+            for name, average in self.model.module.named_parameters():
+                average.lerp_(theirs[name].to(average.device, average.dtype), 1 - self.decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights."""

@@ -14,17 +14,23 @@ from torch import Tensor
 from gkd_rl import engine as engine_module
 from gkd_rl.config.objective import AdvantageConfig, DivergenceConfig, ObjectiveConfig, SurrogateConfig
 from gkd_rl.config.run import EngineConfig, OptimizerConfig
+from gkd_rl.config.student import LoraConfig, StudentConfig
 from gkd_rl.engine import Engine, Processes
 from gkd_rl.learner import Learner, local_counts
 from gkd_rl.models.language_model import LanguageModel
+from gkd_rl.models.lora import has_lora, merged
+from gkd_rl.models.trained import mark_trained
+from gkd_rl.objective.head import logits_of
 from gkd_rl.objective.schedule import TermWeights
 from gkd_rl.rollout.drawing import SamplingParams
+from gkd_rl.rollout.rescoring import policy_logprobs
 from gkd_rl.rollout.rows import micro_batches, take_experience
 from gkd_rl.rollout.sampler import InProcessSampler
 from gkd_rl.scoring import global_advantages
+from gkd_rl.teacher.local import LocalTeacher
 from gkd_rl.types import Experience, GlobalCounts
 
-KINDS = ("llama", "t5")
+KINDS = ("llama", "t5", "llama:lora", "t5:frozen")
 STAGES = (0, 1, 2, 3)
 WEIGHTS = TermWeights(0.6, 0.4, 0.2)
 TOKEN_BUDGET = 40
@@ -35,6 +41,11 @@ CUTS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
     ((0,), tuple(range(1, 10))),
 )
 """Rows of ranks 0 and 1 in each update: unequal numbers, none, and dataset rows (8 and 9) on one rank only."""
+TRAINED = {
+    "llama:lora": StudentConfig(lora=LoraConfig(rank=3, alpha=6.0, targets=["q_proj", "v_proj", "down_proj"])),
+    "t5:frozen": StudentConfig(freeze=["shared.*", "lm_head.*", "encoder.block.0.*"]),
+}
+"""What of a student is trained, where that is not everything; both have a frozen head."""
 OBJECTIVES = {
     "llama": ObjectiveConfig(),
     "t5": ObjectiveConfig(divergence=DivergenceConfig(mean="sequence"), surrogate=SurrogateConfig(mean="sequence")),
@@ -46,9 +57,29 @@ OPTIMIZERS = {
 """A large eps, because AdamW turns rounding of vanishing gradients into whole steps otherwise."""
 
 
+def family(kind: str) -> str:
+    """The kind of model, whatever of it is trained."""
+    return kind.split(":")[0]
+
+
 def student(kind: str, seed: int = 0) -> LanguageModel:
-    """The model that is trained; the causal one's vocabulary is padded beyond the tokenizer's."""
-    return language_model(kind, seed=seed, **({"vocab_size": 16} if kind == "llama" else {}))
+    """The model that is trained; the causal one's vocabulary is padded beyond the tokenizer's.
+
+    Of a student that is trained in part, ``seed`` draws these parts alone: the rest is not in its checkpoints.
+    """
+    size = {"vocab_size": 16} if family(kind) == "llama" else {}
+    if kind not in TRAINED:
+        return language_model(kind, seed=seed, **size)
+    model, other = language_model(family(kind), **size), language_model(family(kind), seed=seed, **size)
+    mark_trained(model.module, TRAINED[kind], seed)
+    generator = torch.Generator().manual_seed(seed)
+    theirs = dict(other.module.named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.module.named_parameters():
+            if parameter.requires_grad:
+                new = theirs[name] if name in theirs else torch.randn(parameter.shape, generator=generator) * 0.3
+                parameter.copy_(new)
+    return model
 
 
 def everything(experiences: dict[str, Experience], folder: str) -> dict[str, Any]:
@@ -68,6 +99,7 @@ def everything(experiences: dict[str, Experience], folder: str) -> dict[str, Any
 
 def _train(kind: str, stage: int, experience: Experience, processes: Processes, place: Path) -> dict[str, Any]:
     model = student(kind)
+    base = LocalTeacher(model, TOKEN_BUDGET, under_adapter=True) if has_lora(model.module) else None
     engine = _engine(model, kind, stage, processes)
     texts = _sample_alone(engine, model)
     norms, parameters = [], []
@@ -86,9 +118,27 @@ def _train(kind: str, stage: int, experience: Experience, processes: Processes, 
         "parameters": parameters,
         "restored": (norm, _parameters(restored, other)),
         "texts": texts,
-        "parameter_count": model.parameters,
+        "parameter_count": (model.parameters, model.trained_parameters),
         "away": away,
+        "checkpoint": _names_in(place),
+        **({} if base is None else _under_and_merged(base, engine, experience)),
     }
+
+
+def _names_in(place: Path) -> set[str]:
+    """Names of the model's weights in a checkpoint."""
+    (file, *_) = [*place.glob("state/mp_rank_*"), *place.glob("state/zero_pp_rank_0_mp_rank_00_model_states.pt")]
+    return {name.removeprefix("model.") for name in torch.load(file, weights_only=False)["module"]}
+
+
+def _under_and_merged(base: LocalTeacher, engine: Engine, experience: Experience) -> dict[str, Tensor]:
+    """Of the trained model: what is under its adapter (rank 1 asks about fewer rows), and its log-probabilities with both merged."""
+    few = take_experience(experience, torch.arange(3 if engine.processes.rank else 10)).rollouts
+    with engine.gathered():
+        scores = base.score(few)
+        with merged(base.model.module):
+            logprobs = policy_logprobs(base.model, few, TOKEN_BUDGET)
+    return {"base": logits_of(scores.hidden, scores.head), "merged": logprobs}
 
 
 def _send_states_away(engine: Engine) -> tuple[bool, bool]:
@@ -112,14 +162,14 @@ def _first_change(kind: str, stage: int, experience: Experience, processes: Proc
 def _engine(model: LanguageModel, kind: str, stage: int, processes: Processes) -> Engine:
     head = model.module.get_output_embeddings()
     assert head is not None
-    return Engine(model.module, head, processes, EngineConfig(zero_stage=stage, offload_while_scoring=stage < 3), OPTIMIZERS[kind])  # pyright: ignore
+    return Engine(model.module, head, processes, EngineConfig(zero_stage=stage, offload_while_scoring=stage < 3), OPTIMIZERS[family(kind)])  # pyright: ignore
 
 
 def _update(engine: Engine, model: LanguageModel, kind: str, experience: Experience, number: int) -> float:
     processes = engine.processes
     rows = CUTS[number][processes.rank] if processes.count == 2 else tuple(range(10))
     cuts = cut(experience, rows)
-    learner = Learner(model, OBJECTIVES[kind], WEIGHTS)
+    learner = Learner(model, OBJECTIVES[family(kind)], WEIGHTS)
     learner.counts = GlobalCounts(**processes.sum(local_counts(cuts, learner.config)))
     return engine.update(cuts, learner.loss, RATES[number])
 
@@ -181,9 +231,9 @@ def _shard_small_parameters_too() -> None:
 
 
 def plain_training(kind: str, experience: Experience) -> dict[str, Any]:
-    """The same updates in plain PyTorch: one process, one batch, AdamW."""
-    model, settings = student(kind), OPTIMIZERS[kind]
-    parameters = list(model.module.parameters())
+    """The same updates in plain PyTorch: one process, one batch, AdamW over what is trained."""
+    model, settings = student(kind), OPTIMIZERS[family(kind)]
+    parameters = [p for p in model.module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
@@ -192,7 +242,7 @@ def plain_training(kind: str, experience: Experience) -> dict[str, Any]:
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,
     )
-    learner = Learner(model, OBJECTIVES[kind], WEIGHTS, GlobalCounts(**local_counts([experience], OBJECTIVES[kind])))
+    learner = Learner(model, OBJECTIVES[family(kind)], WEIGHTS, GlobalCounts(**local_counts([experience], OBJECTIVES[family(kind)])))
     norms, after = [], []
     for lr in RATES:
         for group in optimizer.param_groups:
@@ -202,5 +252,5 @@ def plain_training(kind: str, experience: Experience) -> dict[str, Any]:
         limit = settings.max_grad_norm or float("inf")
         norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, limit)))
         optimizer.step()
-        after.append(torch.cat([p.detach().flatten().clone() for p in parameters]))
+        after.append(torch.cat([p.detach().flatten().clone() for p in model.module.parameters()]))
     return {"norms": norms, "parameters": after}

@@ -8,12 +8,16 @@ from typing import Any
 import engine_work
 import pytest
 import torch
-from engine_work import KINDS, OPTIMIZERS, STAGES, student
+from engine_work import KINDS, OPTIMIZERS, STAGES, family, student
 from experiences import examples, experience
 from tiny_models import language_model
 
+from gkd_rl.models.lora import without_lora
+from gkd_rl.objective.head import logits_of
 from gkd_rl.rollout.drawing import SamplingParams
+from gkd_rl.rollout.rescoring import policy_logprobs
 from gkd_rl.rollout.sampler import InProcessSampler
+from gkd_rl.teacher.local import LocalTeacher
 from gkd_rl.types import Experience
 
 CASES = [(kind, stage) for kind in KINDS for stage in STAGES]
@@ -22,7 +26,7 @@ CASES = [(kind, stage) for kind in KINDS for stage in STAGES]
 @pytest.fixture(scope="module")
 def experiences() -> dict[str, Experience]:
     """Ten rows of unequal lengths: eight sampled, two of the dataset."""
-    return {kind: experience(student(kind, 3), language_model(kind, seed=4), 4, 2, dataset=2) for kind in KINDS}
+    return {kind: experience(student(kind, 3), language_model(family(kind), seed=4), 4, 2, dataset=2) for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +98,44 @@ def test_the_gradient_is_clipped_where_the_limit_says_so(plain: dict[str, Any]):
 
 @pytest.mark.parametrize(("kind", "stage"), CASES)
 def test_the_number_of_parameters_does_not_depend_on_sharding(two_ranks: list, kind: str, stage: int):
-    assert two_ranks[0][kind, stage]["parameter_count"] == student(kind).parameters
+    model = student(kind)
+    assert two_ranks[0][kind, stage]["parameter_count"] == (model.parameters, model.trained_parameters)
+
+
+@pytest.mark.parametrize(("kind", "stage"), CASES)
+def test_what_is_frozen_stays_and_what_is_trained_moves(two_ranks: list, kind: str, stage: int):
+    before, after = student(kind), two_ranks[0][kind, stage]["parameters"][-1]
+    sizes = [parameter.numel() for parameter in before.module.parameters()]
+    for (name, old), new in zip(before.module.named_parameters(), after.split(sizes), strict=True):
+        assert torch.equal(old.detach().flatten(), new) is not old.requires_grad, name
+
+
+@pytest.mark.parametrize(("kind", "stage"), CASES)
+def test_a_checkpoint_holds_no_frozen_weight(one_rank: list, two_ranks: list, kind: str, stage: int):
+    parameters = dict(student(kind).module.named_parameters(remove_duplicate=False))
+    for found in (*one_rank, *two_ranks):
+        held = found[kind, stage]["checkpoint"] & set(parameters)
+        assert held == {name for name, parameter in parameters.items() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_under_the_adapter_and_merged_with_it_whatever_is_sharded(
+    one_rank: list, two_ranks: list, experiences: dict[str, Experience], stage: int
+):
+    kind = "llama:lora"
+    initial, trained, rollouts = student(kind), student(kind), experiences[kind].rollouts
+    with without_lora(initial.module):
+        scores = LocalTeacher(initial, 1000).score(rollouts)
+    expected = logits_of(scores.hidden, scores.head)
+    for found, rows in zip((*one_rank, *two_ranks), (10, 10, 3), strict=True):
+        width = found[kind, stage]["base"].shape[1]
+        mask = rollouts.completion_mask[:rows, :width]
+        torch.testing.assert_close(found[kind, stage]["base"][mask], expected[:rows, :width][mask], atol=1e-5, rtol=1e-5)
+        after = found[kind, stage]["parameters"][-1]
+        torch.nn.utils.vector_to_parameters(after, trained.module.parameters())
+        logprobs = policy_logprobs(trained, rollouts, 1000)
+        torch.testing.assert_close(found[kind, stage]["merged"][mask], logprobs[:rows, :width][mask], atol=1e-4, rtol=0)
+        assert not torch.allclose(logprobs, policy_logprobs(student(kind), rollouts, 1000), atol=1e-2)
 
 
 def test_sums_shares_and_gathers_over_ranks(one_rank: list, two_ranks: list):

@@ -15,11 +15,14 @@ from experiences import examples, token_rows
 from rollout_checks import forward_logprobs
 from safetensors.torch import load_file
 from tiny_models import language_model
+from transformers import LlamaForCausalLM
 
 from gkd_rl.config.run import VllmConfig
+from gkd_rl.config.student import LoraConfig
 from gkd_rl.engine import Processes
 from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import CausalLanguageModel, LanguageModel
+from gkd_rl.models.lora import add_lora
 from gkd_rl.rollout import vllm_server
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.sampler import InProcessSampler
@@ -129,6 +132,24 @@ def test_each_delivery_is_a_whole_checkpoint_and_the_one_before_is_removed(stand
     paths = [str((tmp_path / f"version-{version}").resolve()) for version in (0, 1)]
     reloads = [("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}}) for path in paths]
     assert calls == [reloads[0], ("/reset_prefix_cache", {}), reloads[1], ("/reset_prefix_cache", {})]
+
+
+def test_a_student_with_an_adapter_is_delivered_merged(stand_in, model: LanguageModel, tmp_path: Path):
+    _, url = stand_in
+    names = set(model.module.state_dict())
+    add_lora(model.module, LoraConfig(rank=2), 0)
+    with torch.no_grad():
+        for name, parameter in model.module.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    _server(url, tmp_path).deliver(model, 0)
+    assert load_file(tmp_path / "version-0" / "model.safetensors").keys() == names
+    delivered = LlamaForCausalLM.from_pretrained(tmp_path / "version-0").eval()
+    ids = torch.tensor([[3, 4, 5, 6]])
+    with torch.no_grad():
+        found, wanted = delivered(input_ids=ids).logits, model.module(input_ids=ids).logits
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(found, language_model("llama").module(input_ids=ids).logits, atol=1e-2)
 
 
 def test_a_busy_server_is_asked_again_after_growing_waits(stand_in, waits: list[float], tmp_path: Path):

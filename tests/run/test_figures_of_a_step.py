@@ -36,11 +36,13 @@ def test_what_a_device_has_still_to_do_belongs_to_its_phase():
 def test_flops_count_a_groups_prompt_once_and_every_token_of_each_pass():
     model = language_model("llama")
     sampled = InProcessSampler(model, 64).sample(examples(2), 3, SamplingParams(6), seed=1)
-    flops = step_flops(sampled, student=10, scoring=107, passes=4, per_prompt=3, processes=Processes())
+    flops = step_flops(sampled, student=10, trained=10, scoring=107, passes=4, per_prompt=3, processes=Processes())
     prompt, completion = int(sampled.prompt_mask.sum()), int(sampled.completion_mask.sum())
     assert flops["flops_generation"] == pytest.approx(2 * 10 * (prompt / 3 + completion))
     assert flops["flops_teacher"] == 2 * 107 * (prompt + completion)
     assert flops["flops_student"] == 6 * 10 * 4 * (prompt + completion)
     mixed = join([sampled, dataset_rollouts(model, examples(2), 6, 0)], 0)
-    more = step_flops(mixed, 10, 107, 4, 3, Processes())
-    assert more["flops_generation"] == flops["flops_generation"] and more["flops_student"] > flops["flops_student"]
+    more = step_flops(mixed, 10, 3, 107, 4, 3, Processes())
+    tokens = int(mixed.prompt_mask.sum() + mixed.completion_mask.sum())
+    assert more["flops_generation"] == flops["flops_generation"]
+    assert more["flops_student"] == (4 * 10 + 2 * 3) * 4 * tokens, "frozen weights have no gradient of their own"
