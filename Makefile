@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: setup quickstart test test-slow test-vllm lint format models clean
 
@@ -21,6 +20,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 quickstart: setup
 	@$(BIN)/gkd-rl train configs/arithmetic.yaml
+
+# Tests start many processes: their threads sleep when they wait.
+test test-slow test-vllm: export OMP_WAIT_POLICY ?= PASSIVE
 
 test: setup
 	$(BIN)/python -m pytest

@@ -20,7 +20,8 @@ from collections.abc import Callable
 from copy import deepcopy
 from importlib.util import find_spec
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # threads of all contenders wait alike
 
 import torch
 from rich.console import Console
