@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written aside, flushed, renamed; the newest intact one is found again.
+"""Checkpoints of a run: written aside, hashed, flushed, renamed; the newest intact one is found again.
 
 A checkpoint holds DeepSpeed's state (weights, optimiser) and, per rank, the sampling buffer; ``state.json`` closes it and holds what
 is left: the step, the validation scores and the positions of the logs. Everything random is a function of seed and step.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -21,13 +22,15 @@ from gkd_rl.config.load import differences, load_config, value_at
 from gkd_rl.config.run import Config, VllmConfig
 from gkd_rl.engine import Engine, Processes
 from gkd_rl.errors import UserError
+from gkd_rl.intact import CLOSING, closed, digests
 from gkd_rl.rollout.ahead import Ahead
 from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.run_folder import RunFolder, remove_tree, write_atomically
 from gkd_rl.types import Heads
 
 CHANGEABLE = (
-    *("run_dir", "max_steps", "resume", "data_dir", "model", "log_rollouts_every", "engine.micro_batch_tokens", "engine.threads"),
+    *("run_dir", "max_steps", "resume", "data_dir", "model", "log_rollouts_every"),
+    *("engine.micro_batch_tokens", "engine.threads", "engine.timeout"),
     *("evaluation.every", "evaluation.during_examples", "evaluation.samples"),
     *(f"rollout.vllm.{item.name}" for item in fields(VllmConfig)),
     *("teacher.url", "teacher.rows_per_request", "teacher.concurrency", "teacher.retries", "teacher.retry_seconds", "teacher.timeout"),
@@ -39,9 +42,11 @@ CHANGEABLE = (
 class Checkpoints:
     """The ``checkpoints/`` of a run's folder."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, keep_best: bool = False) -> None:
         self.folder = folder / "checkpoints"
         self.keep = keep
+        self.keep_best = keep_best
+        self._latest = -1
 
     def save(
         self,
@@ -55,37 +60,87 @@ class Checkpoints:
     ) -> None:
         """Write the checkpoint of ``step`` finished steps; every rank calls it, the main one has the ``run`` folder.
 
-        ``teachers`` are the weights of those that change in the course of the run, alike on all ranks.
+        ``teachers`` are the weights of those that change in the course of the run, alike on all ranks. ``state["score"]`` is the
+        validation score of the step, where it has one. Raises ``UserError`` where the disk takes no more, on every rank: earlier
+        checkpoints are left as they were.
         """
         processes = engine.processes
+        if step == self._latest:
+            return
         aside, place = self.folder / f".step-{step:08d}", self.folder / f"step-{step:08d}"
         if processes.is_main:
             remove_tree(aside)
             aside.mkdir(parents=True)
         processes.barrier()
-        engine.save(aside)
-        torch.save(buffer.state_dict(), aside / f"buffer-{processes.rank}.pt")
-        if ahead is not None:
-            torch.save(ahead.state_dict(), aside / f"ahead-{processes.rank}.pt")
-        if processes.is_main and teachers:
-            torch.save([dict(weights) for weights in teachers], aside / "teachers.pt")
-        processes.barrier()
-        if run is not None:
-            whole = {**state, "step": step, "ranks": processes.count, "positions": run.positions()}
-            write_atomically(aside / "state.json", json.dumps(whole, indent=2))
-            _flush(aside)
-            remove_tree(place)
-            aside.rename(place)
-            for old in self._steps()[: -self.keep]:
+        problem = ""
+        try:
+            engine.save(aside)
+            torch.save(buffer.state_dict(), aside / f"buffer-{processes.rank}.pt")
+            if ahead is not None:
+                torch.save(ahead.state_dict(), aside / f"ahead-{processes.rank}.pt")
+            if processes.is_main and teachers:
+                torch.save([dict(weights) for weights in teachers], aside / "teachers.pt")
+        except (OSError, RuntimeError) as error:  # torch's writer has no error of its own for a full disk
+            problem = _why_not_written(error, aside)
+        self._agree(problem, aside, processes)
+        files = digests(aside, processes)
+        try:
+            if run is not None:
+                whole = {**state, "step": step, "ranks": processes.count, "positions": run.positions(), "files": files}
+                write_atomically(aside / CLOSING, json.dumps(whole, indent=2))
+                _flush(aside)
+                remove_tree(place)
+                aside.rename(place)
+                _flush_folder(self.folder)
+        except OSError as error:
+            problem = _why_not_written(error, aside)
+        self._agree(problem, aside, processes)
+        self._latest = step
+        if processes.is_main:
+            self._rotate()
+
+    def _agree(self, problem: str, aside: Path, processes: Processes) -> None:
+        """All ranks fail together, and leave no half of a checkpoint."""
+        problem = next(filter(None, processes.gather(problem)), "")
+        if problem:
+            if processes.is_main:
+                remove_tree(aside)
+            raise UserError(problem)
+
+    def _rotate(self) -> None:
+        """Leave the newest ``keep``, and the one with the best score (of equals the newest), where that is asked for."""
+        steps = self._steps()
+        kept = set(steps[-self.keep :])
+        if self.keep_best:
+            scored = [(score, place) for place in steps if (score := _score(place)) is not None]
+            kept |= {max(scored)[1]} if scored else set()
+        for old in steps:
+            if old not in kept:
                 remove_tree(old)
-        processes.barrier()
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that was closed, and its ``state.json``."""
+        """The newest checkpoint that is intact, and its ``state.json``."""
+        found, _ = self.look()
+        return found
+
+    def glimpse(self) -> dict[str, Any] | None:
+        """The ``state.json`` of the newest checkpoint that was closed, its files unread."""
         for place in reversed(self._steps()):
-            if (place / "state.json").is_file():
-                return place, json.loads((place / "state.json").read_text())
+            try:
+                return json.loads((place / CLOSING).read_text())
+            except (OSError, ValueError):
+                continue
         return None
+
+    def look(self) -> tuple[tuple[Path, dict[str, Any]] | None, list[str]]:
+        """The same, and a sentence for each newer one that was passed over."""
+        passed = []
+        for place in reversed(self._steps()):
+            state, problem = closed(place)
+            if state is not None:
+                return (place, state), passed
+            passed.append(f"the checkpoint {place} is passed over: {problem}")
+        return None, passed
 
     def restore(
         self, place: Path, engine: Engine, buffer: SamplingBuffer, ahead: Ahead | None, teacher: Heads | None, reference: Heads | None
@@ -126,16 +181,50 @@ def require_same_run(config: Config, ranks: int) -> None:
                 f"run_dir {folder} holds a run with {key}={value_at(began, key)}, not {value_at(config, key)}; "
                 "resume=new sets it aside first, or choose another run_dir"
             )
-    _, state = Checkpoints(folder, config.checkpoint.keep).newest() or (None, {"step": 0, "ranks": ranks})
+    state = Checkpoints(folder, config.checkpoint.keep).glimpse() or {"step": 0, "ranks": ranks}
     if state["step"] > config.max_steps:
         raise UserError(f"run_dir {folder} holds a run of {state['step']} steps, more than max_steps={config.max_steps}; raise max_steps")
     if state["ranks"] != ranks and state["step"] < config.max_steps:
         raise UserError(f"run_dir {folder} holds a run of {state['ranks']} processes, not {ranks}; start as many to continue it")
 
 
-def state_on_main(checkpoints: Checkpoints, processes: Processes) -> tuple[Path, dict[str, Any]] | None:
+Found = tuple[tuple[Path, dict[str, Any]] | None, list[str]]
+"""What ``Checkpoints.look`` returns."""
+
+
+def look_on_main(checkpoints: Checkpoints, processes: Processes) -> Found:
     """What the main process finds, told to all: ranks must not decide apart."""
-    return processes.gather(checkpoints.newest() if processes.is_main else None)[0]
+    return processes.gather(checkpoints.look() if processes.is_main else None)[0]
+
+
+def _score(place: Path) -> float | None:
+    try:
+        return json.loads((place / CLOSING).read_text()).get("score")
+    except (OSError, ValueError):
+        return None
+
+
+def _why_not_written(error: Exception, aside: Path) -> str:
+    """What a user reads of a failure to write; other failures are raised as they are."""
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+    elif "PytorchStreamWriter" in str(error) or "inline_container" in str(error) or "Parent directory" in str(error):
+        reason = f"{shutil.disk_usage(aside.parent).free / 2**20:,.0f} MiB are free"
+    else:
+        raise error
+    return (
+        f"the checkpoint {aside.with_name(aside.name[1:])} could not be written ({reason}); make room on the disk; resume=auto continues "
+        "from the one before it"
+    )
+
+
+def _flush_folder(folder: Path) -> None:
+    """So that a renamed entry outlives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _flush(folder: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from gkd_rl.errors import UserError
+from gkd_rl.errors import Stopped, UserError
 from reward_models.errors import InputError, RewardError
 
 _EPILOG = """
@@ -32,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (UserError, InputError, RewardError) as error:
         print(f"gkd-rl{_rank()}: {error}", file=sys.stderr)
         _leave(2)
+    except Stopped as stopped:
+        print(f"gkd-rl{_rank()}: {stopped}", file=sys.stderr)
+        _leave(128 + stopped.number)
     except KeyboardInterrupt:
         print("gkd-rl: interrupted; resume=auto continues from the newest checkpoint", file=sys.stderr)
         _leave(130)

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +46,18 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", module=r"(torch|deepspeed|transformers|accelerate)\b.*")
 
 
+GRACE = 5.0
+"""Seconds in which the ranks that are left have to show themselves after one was lost."""
+
+BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "timed out", "Connection refused")
+"""What errors of gloo and NCCL say where another process is gone or hangs."""
+
+
 class Processes:
     """This process among the others: its rank, their number, its device. Started before anything is loaded."""
 
-    def __init__(self, threads: int = 0) -> None:
+    def __init__(self, threads: int = 0, timeout: float = 1800.0) -> None:
+        """``threads`` of torch (0: its default); ``timeout``: seconds after which a rank that does not answer is given up."""
         quiet_libraries()
         if threads:
             torch.set_num_threads(threads)
@@ -59,7 +69,8 @@ class Processes:
         if not dist.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             store = dist.HashStore() if self.count == 1 else None  # pyright: ignore[reportPrivateImportUsage]
-            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.count)
+            limit = timedelta(seconds=timeout)
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.count, timeout=limit)
 
     @property
     def is_main(self) -> bool:
@@ -96,6 +107,24 @@ class Processes:
         if self.count > 1:
             self.barrier()
             dist.destroy_process_group()
+
+    def lost(self, error: BaseException) -> list[int]:
+        """The ranks that no longer answer, where ``error`` comes from a broken connection; every rank that is left calls it.
+
+        Each says in the store that all share that it is there, and waits ``GRACE`` seconds for the others to say so.
+        """
+        if self.count == 1 or not any(sign in str(error) for sign in BROKEN):
+            return []
+        store = dist.distributed_c10d._get_default_store()
+        try:
+            store.set(f"gkd-rl/alive/{self.rank}", "1")
+            deadline, missing = time.monotonic() + GRACE, set(range(self.count))
+            while missing and time.monotonic() < deadline:
+                missing -= {rank for rank in missing if store.check([f"gkd-rl/alive/{rank}"])}
+                time.sleep(0.1)
+        except RuntimeError:  # the store went with the process that held it, which is the first
+            return [0]
+        return sorted(missing)
 
     def barrier(self) -> None:
         if self.count > 1:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gkd_rl.build import Parts, build_engine, build_parts
-from gkd_rl.checkpoint import Checkpoints, state_on_main
+from gkd_rl.checkpoint import Checkpoints, look_on_main
 from gkd_rl.config.run import Config
 from gkd_rl.console import PhaseTimes, Terminal
 from gkd_rl.engine import Engine, Processes
@@ -107,7 +107,9 @@ def assemble(config: Config, processes: Processes, parts: Parts, folder: RunFold
 def start_or_resume(run: Run) -> tuple[int, dict[str, Any]]:
     """Number of finished steps, and what the summary holds so far."""
     checkpoints = Checkpoints(Path(run.config.run_dir), run.config.checkpoint.keep)
-    found = state_on_main(checkpoints, run.processes) if run.config.resume == "auto" else None
+    found, passed = look_on_main(checkpoints, run.processes) if run.config.resume == "auto" else (None, [])
+    for sentence in passed:
+        run.terminal.say(sentence)
     if found is not None:
         place, state = found
         heads = [None if part is None else part.head for part in (run.parts.teaching.teacher, run.parts.reference)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from gkd_rl.config.run import Config, OptimizerConfig
 from gkd_rl.config.validate import validate
 from gkd_rl.console import PhaseTimes, Terminal
 from gkd_rl.engine import Processes
-from gkd_rl.errors import UserError
+from gkd_rl.errors import Stopped, UserError
 from gkd_rl.learner import local_counts
 from gkd_rl.objective.schedule import weights_at
 from gkd_rl.objective.telemetry import summarise
@@ -29,17 +30,23 @@ from gkd_rl.rollout.rows import micro_batches, padding_share
 from gkd_rl.run import Run, assemble, evaluate_during, finish, finished, open_folder, parts_of, start_or_resume
 from gkd_rl.run_folder import RunFolder, environment
 from gkd_rl.run_log import rollout_rows
+from gkd_rl.signals import StopRequest
 from gkd_rl.types import GlobalCounts
 
 
 def train(config: Config) -> dict[str, Any]:
     """Run ``config`` to its end; returns what ``RUN_DIR/summary.json`` holds. Raises ``UserError`` for what a user can mend."""
     validate(config)
-    processes = Processes(config.engine.threads)
+    processes = Processes(config.engine.threads, config.engine.timeout)
     folder = open_folder(config, processes)
     try:
         require_same_run(config, processes.count)
         return _train(config, processes, folder)
+    except RuntimeError as error:
+        if lost := processes.lost(error):
+            names = " and ".join(map(str, lost))
+            raise UserError(f"rank {names} was lost, so the others stop; resume=auto continues from the newest checkpoint") from error
+        raise
     finally:
         if folder is not None:
             folder.close()
@@ -64,8 +71,8 @@ def _train(config: Config, processes: Processes, folder: RunFolder | None) -> di
         beside = replace(run, times=PhaseTimes())  # the thread's own clock
         run.ahead = Ahead(lambda step: judge_step(beside, step))
     first, summary = start_or_resume(run)
-    checkpoints = Checkpoints(Path(config.run_dir), config.checkpoint.keep)
-    with terminal.bar("training", config.max_steps) as bar:
+    checkpoints = Checkpoints(Path(config.run_dir), config.checkpoint.keep, config.checkpoint.keep_best)
+    with StopRequest() as request, terminal.bar("training", config.max_steps) as bar:
         bar.advance(first)
         for step in range(first, config.max_steps):
             figures = _step(run, step)
@@ -74,11 +81,14 @@ def _train(config: Config, processes: Processes, folder: RunFolder | None) -> di
             if config.evaluation.every and done % config.evaluation.every == 0 and done < config.max_steps:
                 figures |= evaluate_during(run)
             _log(run, figures)
-            if (config.checkpoint.every and done % config.checkpoint.every == 0) or done == config.max_steps:
+            stop = request.agreed(processes)
+            if stop or (config.checkpoint.every and done % config.checkpoint.every == 0) or done == config.max_steps:
                 with run.times.phase("checkpoint"):
-                    state = {"history": run.history.state_dict(), "summary": summary}
+                    state = {"history": run.history.state_dict(), "summary": summary, "score": figures.get("eval_accuracy")}
                     checkpoints.save(done, run.engine, run.buffer, run.ahead, folder, state, run.parts.teaching.state_dict())
             bar.advance(1, _live(figures))
+            if stop and done < config.max_steps:
+                raise Stopped(stop, f"{signal.Signals(stop).name} after step {done} of {config.max_steps}; resume=auto continues there")
     return finish(run, summary, started)
 
 

@@ -219,6 +219,8 @@ class EngineConfig:
     """Padded tokens of one micro-batch at most (a single longer row still goes, alone)."""
     threads: int = 0
     """CPU threads per process; 0: torch's default."""
+    timeout: float = 1800.0
+    """Seconds without an answer after which a process counts as lost, and the others stop."""
 
 
 @dataclass
@@ -247,6 +249,8 @@ class CheckpointConfig:
     """Steps between checkpoints; one is always written at the end; 0: only that."""
     keep: int = 2
     """Newest checkpoints kept."""
+    keep_best: bool = False
+    """Keep the one with the best validation accuracy too, among those of steps that were evaluated (``evaluation.every``)."""
 
 
 @dataclass

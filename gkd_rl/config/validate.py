@@ -59,7 +59,7 @@ _IN_RANGE = {
 _BELOW_ONE = ("optimizer.beta1", "optimizer.beta2")
 _ABOVE_ZERO = (
     *("evaluation.temperature", "optimizer.lr", "optimizer.eps", "sft.lr", "sft.epochs", "rollout.temperature", "rollout.top_p"),
-    *("rollout.vllm.kv_cache_gib", "rollout.vllm.timeout", "student.lora.alpha"),
+    *("rollout.vllm.kv_cache_gib", "rollout.vllm.timeout", "student.lora.alpha", "engine.timeout"),
 )
 
 

@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from tiny_llama import WIDE_HEADS
 from tiny_models import build, embedded_tokenizer, save
+
+from gkd_rl.models.language_model import wrap
 
 pytestmark = pytest.mark.vllm
 
@@ -52,6 +55,28 @@ def test_a_run_trains_on_what_vllm_samples(config: Path, ranks: int, zero_stage:
     metrics, rollouts = _rows(tmp_path / "run" / "metrics.jsonl"), _rows(tmp_path / "run" / "rollouts.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3]
     assert all(row["sampler_correction"] == pytest.approx(1, abs=1e-3) for row in metrics)  # stale weights would show here
+    assert [row["version"] for row in rollouts] == [version for version in range(3) for _ in range(16)]
+
+
+def test_ranks_share_a_server_that_samples_and_one_that_teaches(config: Path, serve: Callable[..., str], tmp_path: Path):
+    tokenizer = embedded_tokenizer()
+    student, teacher = (wrap(build("llama", tokenizer, seed, **WIDE_HEADS), tokenizer) for seed in (0, 1))
+    sampler = serve(student, "--logprobs-mode", "processed_logprobs", window=256)
+    taught = serve(teacher, "--max-logprobs", "8", "--served-model-name", "teacher", window=256)
+    overrides = [
+        f"rollout.vllm.url={sampler}",
+        f"teacher.url={taught}",
+        "teacher.served_model=teacher",
+        "teacher.top_k=8",
+        "teacher.path=null",
+    ]
+    overrides += ["objective.divergence.estimator=top_k", "objective.divergence.top_k=8", f"run_dir={tmp_path / 'run'}"]
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    done = _gkd_rl("train", str(config), *overrides, launcher=launcher)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics, rollouts = _rows(tmp_path / "run" / "metrics.jsonl"), _rows(tmp_path / "run" / "rollouts.jsonl")
+    assert all(row["sampler_correction"] == pytest.approx(1, abs=1e-3) for row in metrics)  # stale weights would show here
+    assert all(row["divergence"] > 0 for row in metrics)
     assert [row["version"] for row in rollouts] == [version for version in range(3) for _ in range(16)]
 
 

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +11,7 @@ import torch
 from experiences import examples, token_rows
 from rollout_checks import TRUNCATIONS, exact_distribution, forward_logprobs
 from statistics_of_draws import chi_square_limit, chi_square_of
-from tiny_llama import change_weights, saved, tiny_llama
+from tiny_llama import WINDOW, change_weights, tiny_llama
 
 from gkd_rl.config.run import VllmConfig
 from gkd_rl.engine import Processes
@@ -33,7 +27,6 @@ from gkd_rl.types import Example, Rollouts
 
 pytestmark = pytest.mark.vllm
 CONFIG = VllmConfig(kv_cache_gib=0.1, eager=True, retries=0)
-WINDOW = 64
 KINDS = ("engine", "server")
 
 
@@ -47,45 +40,6 @@ def engine(processes: Processes) -> VllmSampler:
     """In the process, rows of the embedding beyond the tokenizer among its weights."""
     model = tiny_llama(vocab_size=16)
     return VllmSampler(model, ColocatedVllm(CONFIG, processes, WINDOW, 128), processes, False, 2000)
-
-
-@pytest.fixture(scope="module")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
-    """``serve(model, *arguments)``: the address of a vLLM server on a free port."""
-    started: list[subprocess.Popen] = []
-
-    def serve(model: LanguageModel, *arguments: str, dev: bool = True) -> str:
-        folder = saved(model, tmp_path_factory.mktemp("served"))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--host", "127.0.0.1"]
-        command += ["--port", str(port), "--dtype", "float32", "--max-model-len", str(WINDOW), "--enforce-eager", *arguments]
-        command += ["--kv-cache-memory-bytes", str(2**27), "--gpu-memory-utilization", "0.05"]
-        environment = {**os.environ, "VLLM_SERVER_DEV_MODE": str(int(dev)), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
-        log = (folder / "log").open("w")
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        started.append(server)
-        _wait(f"http://127.0.0.1:{port}", server, folder / "log")
-        return f"http://127.0.0.1:{port}"
-
-    yield serve
-    for server in started:
-        server.terminate()
-    for server in started:
-        server.wait(60)
-
-
-def _wait(url: str, server: subprocess.Popen, log: Path) -> None:
-    for _ in range(480):
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2):
-                return
-        except OSError:
-            assert server.poll() is None, log.read_text()[-3000:]
-            time.sleep(0.5)
-    raise AssertionError(f"the server did not start:\n{log.read_text()[-3000:]}")
 
 
 @pytest.fixture(scope="module")

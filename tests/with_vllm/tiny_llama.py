@@ -11,6 +11,9 @@ from gkd_rl.models.language_model import LanguageModel, wrap
 
 WIDE_HEADS = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
 
+WINDOW = 64
+"""Tokens that a server reads at most."""
+
 
 def tiny_llama(seed: int = 0, **changes) -> LanguageModel:
     """A random model over twelve letters; distributions are neither flat nor certain."""
