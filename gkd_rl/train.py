@@ -107,8 +107,8 @@ def _step(run: Run, step: int) -> dict[str, float]:
             if number == config.rollout.updates_per_pass:
                 learner.records, kept = None, learner.records
                 _write_rollouts(run, step, kept)
-            cuts = micro_batches(part, config.engine.micro_batch_tokens) if len(part.rewards) else []
-            paddings.append(padding_share(cuts))
+            cuts = micro_batches(part, config.engine.micro_batch_tokens, run.parts.student.one_sequence) if len(part.rewards) else []
+            paddings.append(padding_share(cuts, run.parts.student.one_sequence))
             learner.counts = GlobalCounts(**run.processes.sum(local_counts(cuts, config.objective)))
             norms.append(run.engine.update(cuts, learner.loss, lr))
     if learner.records is not None:

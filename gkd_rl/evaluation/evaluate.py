@@ -132,7 +132,7 @@ class Evaluator:
         zeros = torch.zeros(len(rollouts.examples), device=rollouts.completion_ids.device)
         experience = Experience(rollouts, zeros, {}, zeros, teacher.score(rollouts))
         learner = Learner(model, self.objective, TermWeights(0.0, 1.0, 0.0), GlobalCounts(0.0, 1.0, 0.0))
-        for part in micro_batches(experience, self.token_budget):
+        for part in micro_batches(experience, self.token_budget, model.one_sequence):
             learner.loss(part)
         return summarise(self.processes.sum(learner.sums))
 

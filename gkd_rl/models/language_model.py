@@ -102,6 +102,9 @@ class LanguageModel(ABC):
         """Number of those that are trained."""
         return sum(_size(p) for p in self.module.parameters() if p.requires_grad)
 
+    one_sequence = False
+    """Whether a row is one sequence of prompt and completion to the model, so that their padding is shared."""
+
     @abstractmethod
     def completion_hidden(self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
         """[B, C, H]: the state from which each completion token is predicted."""
@@ -136,13 +139,16 @@ class CausalLanguageModel(LanguageModel):
             super().compile_decoding()
         self._compiled = compiled_step(self.module.base_model)
 
+    one_sequence = True
+
     def completion_hidden(self, prompt_ids, prompt_mask, completion_ids, completion_mask):
-        ids = torch.cat([prompt_ids, completion_ids], dim=1)
-        mask = torch.cat([prompt_mask, completion_mask], dim=1)
-        hidden = self.module.base_model(
-            input_ids=ids, attention_mask=mask.long(), position_ids=_positions(mask), use_cache=False
-        ).last_hidden_state
-        return hidden[:, prompt_ids.shape[1] - 1 : -1]
+        # With all padding at the end rows are no wider than their prompt and completion together, and no mask is needed: nothing that
+        # comes later is attended to.
+        ids, mask = _right_padded(torch.cat([prompt_ids, completion_ids], dim=1), torch.cat([prompt_mask, completion_mask], dim=1))
+        width = int(mask.sum(dim=1).max()) if len(mask) else mask.shape[1]
+        hidden = self.module.base_model(input_ids=ids[:, :width], use_cache=False).last_hidden_state
+        places = prompt_mask.sum(dim=1, keepdim=True) - 1 + torch.arange(completion_ids.shape[1], device=ids.device)
+        return hidden.take_along_dim(places.clamp(max=width - 1)[..., None], dim=1)
 
     def begin(self, prompt_ids, prompt_mask, room):
         cache = decoder_cache(self.module.config, room)

@@ -123,28 +123,51 @@ def join_experiences(parts: Sequence[Experience], pad: int) -> Experience:
     )
 
 
-def micro_batches(experience: Experience, token_budget: int) -> list[Experience]:
-    """Cut into micro-batches of at most ``token_budget`` padded tokens each (a longer single row goes alone), rows sorted by length."""
-    prompt, completion = (n.tolist() for n in lengths(experience.rollouts))
-    order = sorted(range(len(prompt)), key=lambda i: (prompt[i] + completion[i], i))
+def micro_batches(experience: Experience, token_budget: int, one_sequence: bool = False) -> list[Experience]:
+    """Cut into micro-batches of at most ``token_budget`` padded tokens each (a longer single row goes alone), rows sorted by length.
+
+    ``one_sequence``: prompt and completion are padded together (``LanguageModel.one_sequence``), not each for itself.
+    """
+    sizes = _padded_sizes(experience, one_sequence)
+    order = sorted(range(len(sizes)), key=lambda i: (*(-(-size // BIN) for size in sizes[i][1:]), sum(sizes[i]), i))
     cuts: list[list[int]] = []
-    widest = (0, 0)
+    widest: tuple[int, ...] = ()
+    valid = padded = 0
     for row in order:
-        wider = max(widest[0], prompt[row]), max(widest[1], completion[row])
-        if cuts and (len(cuts[-1]) + 1) * sum(wider) <= token_budget:
+        wider = tuple(map(max, widest, sizes[row])) if cuts else sizes[row]
+        wanted = (len(cuts[-1]) + 1) * sum(wider) if cuts else token_budget + 1
+        worth_it = padded * SMALLEST_PART < token_budget or valid + sum(sizes[row]) >= (1 - MOST_PADDING) * wanted
+        if wanted <= token_budget and worth_it:
             cuts[-1].append(row)
-            widest = wider
+            widest, valid = wider, valid + sum(sizes[row])
         else:
             cuts.append([row])
-            widest = prompt[row], completion[row]
+            widest, valid = sizes[row], sum(sizes[row])
+        padded = len(cuts[-1]) * sum(widest)
     device = experience.rewards.device
     return [take_experience(experience, torch.tensor(cut, device=device)) for cut in cuts]
 
 
-def padding_share(parts: Sequence[Experience]) -> float:
-    """Share of padded positions that hold no token."""
-    total = sum(p.rollouts.prompt_ids.numel() + p.rollouts.completion_ids.numel() for p in parts)
-    valid = sum(int(n.sum()) for p in parts for n in lengths(p.rollouts))
+MOST_PADDING = 0.1
+"""Share of padding from which a micro-batch is closed early, if it has reached 1/``SMALLEST_PART`` of the budget."""
+
+SMALLEST_PART = 8
+
+BIN = 32
+"""Rows whose completions differ by less are sorted by their prompts too, where each is padded for itself."""
+
+
+def _padded_sizes(experience: Experience, one_sequence: bool) -> list[tuple[int, ...]]:
+    """Of each row, the lengths that are padded apart: (prompt, completion), or their sum alone."""
+    prompt, completion = (n.tolist() for n in lengths(experience.rollouts))
+    return [(p + c,) for p, c in zip(prompt, completion, strict=True)] if one_sequence else list(zip(prompt, completion, strict=True))
+
+
+def padding_share(parts: Sequence[Experience], one_sequence: bool = False) -> float:
+    """Share of the positions that a model goes through which hold no token."""
+    sizes = [_padded_sizes(part, one_sequence) for part in parts]
+    total = sum(len(rows) * sum(max(column) for column in zip(*rows, strict=True)) for rows in sizes)
+    valid = sum(sum(row) for rows in sizes for row in rows)
     return 1.0 - valid / total if total else 0.0
 
 

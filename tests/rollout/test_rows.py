@@ -83,17 +83,34 @@ def test_micro_batches_hold_every_row_once_within_the_budget(whole: Experience, 
     assert len(parts) == {1: 14, 10_000: 1}.get(budget, len(parts))
 
 
-@pytest.mark.parametrize("budget", [18, 40, 90, 300])
-def test_the_budget_holds_for_prompts_and_completions_of_all_lengths(budget: int):
-    rng = random.Random(budget)
-    sizes = [(1, 1), (8, 1), (1, 9)] + [(rng.randint(1, 12), rng.randint(1, 12)) for _ in range(60)]
+def _of_sizes(sizes: list[tuple[int, int]]) -> Experience:
+    """Rows of given lengths of prompt and completion, numbered."""
     prompt_ids, prompt_mask, ids, mask = padded_rows([([2] * p, [i + 1] * c) for i, (p, c) in enumerate(sizes)])
     zeros, count = torch.zeros(ids.shape), len(sizes)
     number = torch.arange(count)
     on_policy = torch.ones(count, dtype=torch.bool)
     rollouts = Rollouts((Example("a"),) * count, prompt_ids, prompt_mask, ids, mask, zeros, zeros, on_policy, number, number, on_policy)
-    parts = micro_batches(Experience(rollouts, torch.zeros(count), {}, torch.zeros(count)), budget)
-    assert sorted(row for part in parts for row in part.rollouts.group.tolist()) == number.tolist()
+    return Experience(rollouts, torch.zeros(count), {}, torch.zeros(count))
+
+
+@pytest.mark.parametrize("count", [128, 512])
+@pytest.mark.parametrize("seed", range(3))
+def test_less_than_a_tenth_is_padding_on_mixed_lengths(count: int, seed: int):
+    rng = random.Random(seed)
+    whole = _of_sizes([(rng.randint(16, 64), rng.randint(16, 256)) for _ in range(count)])
+    parts = micro_batches(whole, 4096, one_sequence=True)
+    assert padding_share(parts, one_sequence=True) < 0.1
+    widths = [int((prompt + completion).max()) for prompt, completion in (lengths(part.rollouts) for part in parts)]
+    padded = [len(part.rewards) * width for part, width in zip(parts, widths, strict=True)]
+    assert max(padded) <= 4096 and min(padded[:-1]) >= 4096 // 8
+
+
+@pytest.mark.parametrize("budget", [18, 40, 90, 300])
+def test_the_budget_holds_for_prompts_and_completions_of_all_lengths(budget: int):
+    rng = random.Random(budget)
+    sizes = [(1, 1), (8, 1), (1, 9)] + [(rng.randint(1, 12), rng.randint(1, 12)) for _ in range(60)]
+    parts = micro_batches(_of_sizes(sizes), budget)
+    assert sorted(row for part in parts for row in part.rollouts.group.tolist()) == list(range(len(sizes)))
     for part in parts:
         for row, (prompt, completion) in zip(part.rollouts.group.tolist(), token_rows(part.rollouts), strict=True):
             assert (prompt, completion) == ([2] * sizes[row][0], [row + 1] * sizes[row][1])
@@ -101,7 +118,7 @@ def test_the_budget_holds_for_prompts_and_completions_of_all_lengths(budget: int
 
 
 def test_rows_of_like_length_go_together(whole: Experience):
-    parts = micro_batches(whole, 40)
+    parts = micro_batches(whole, 40, one_sequence=True)
     sizes = [[p + c for p, c in zip(*(n.tolist() for n in lengths(part.rollouts)), strict=True)] for part in parts]
     assert all(max(before) <= min(after) for before, after in itertools.pairwise(sizes))
     assert padding_share(parts) < padding_share([whole])
