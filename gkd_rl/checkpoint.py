@@ -143,12 +143,24 @@ class Checkpoints:
         return None, passed
 
     def restore(
-        self, place: Path, engine: Engine, buffer: SamplingBuffer, ahead: Ahead | None, teacher: Heads | None, reference: Heads | None
+        self,
+        place: Path,
+        engine: Engine,
+        buffer: SamplingBuffer,
+        ahead: Ahead | None,
+        teacher: Heads | None,
+        reference: Heads | None,
+        ranks: int,
     ) -> None:
-        """Load weights, optimiser and this rank's buffer and sampling ahead. Both hold tensors and plain values only."""
+        """Load weights, optimiser and this rank's buffer and sampling ahead. Both hold tensors and plain values only.
+
+        Of a checkpoint of another number of ``ranks`` weights and optimiser are taken alone: rows are sampled anew.
+        """
         rank, device = engine.processes.rank, engine.processes.device
         try:
             engine.load(place)
+            if ranks != engine.processes.count:
+                return
             state = torch.load(place / f"buffer-{rank}.pt", map_location=device, weights_only=True)
             begun = {} if ahead is None else torch.load(place / f"ahead-{rank}.pt", map_location=device, weights_only=True)
         except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
@@ -184,8 +196,11 @@ def require_same_run(config: Config, ranks: int) -> None:
     state = Checkpoints(folder, config.checkpoint.keep).glimpse() or {"step": 0, "ranks": ranks}
     if state["step"] > config.max_steps:
         raise UserError(f"run_dir {folder} holds a run of {state['step']} steps, more than max_steps={config.max_steps}; raise max_steps")
-    if state["ranks"] != ranks and state["step"] < config.max_steps:
-        raise UserError(f"run_dir {folder} holds a run of {state['ranks']} processes, not {ranks}; start as many to continue it")
+    if state["ranks"] != ranks and state["step"] < config.max_steps and (config.engine.zero_stage or config.rollout.max_staleness):
+        why = "rollout.max_staleness keeps rows" if config.rollout.max_staleness else f"engine.zero_stage={config.engine.zero_stage} shards"
+        raise UserError(
+            f"run_dir {folder} holds a run of {state['ranks']} processes, not {ranks}, and {why} by it; start as many to continue it"
+        )
 
 
 Found = tuple[tuple[Path, dict[str, Any]] | None, list[str]]

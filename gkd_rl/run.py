@@ -113,7 +113,7 @@ def start_or_resume(run: Run) -> tuple[int, dict[str, Any]]:
     if found is not None:
         place, state = found
         heads = [None if part is None else part.head for part in (run.parts.teaching.teacher, run.parts.reference)]
-        checkpoints.restore(place, run.engine, run.buffer, run.ahead, *heads)
+        checkpoints.restore(place, run.engine, run.buffer, run.ahead, *heads, ranks=state["ranks"])
         if run.parts.teaching.averages:
             run.parts.teaching.load_state_dict(checkpoints.teachers(place, run.engine))
         run.history.load_state_dict(state["history"])
@@ -122,6 +122,11 @@ def start_or_resume(run: Run) -> tuple[int, dict[str, Any]]:
         if run.folder is not None:
             run.folder.rewind(state["positions"])
         run.terminal.say(f"resumed from {place} ({state['step']} of {run.config.max_steps} steps done)")
+        if state["ranks"] != run.processes.count:
+            run.terminal.say(
+                f"it was written by {state['ranks']} processes, and there are {run.processes.count} now: sums are taken in another order, "
+                "so the last digits will differ from those of a run that was not cut off"
+            )
         return state["step"], state["summary"]
     if run.folder is not None:
         run.folder.rewind({})

@@ -63,7 +63,19 @@ def test_one_process_does_not_continue_the_run_of_two(cli, two: tuple[Path, Outc
     again = ["engine.zero_stage=2", *SAME[1:], "max_steps=4", "resume=auto"]
     outcome = cli("train", arithmetic, f"run_dir={two[0]}", *again)
     assert outcome.status == 2
-    assert "holds a run of 2 processes, not 1; start as many to continue it" in outcome.err
+    assert "holds a run of 2 processes, not 1, and engine.zero_stage=2 shards by it; start as many to continue it" in outcome.err
+
+
+def test_two_processes_continue_the_run_of_one_but_for_the_last_digits(run, cli, one: Path, arithmetic: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    assert cli("train", arithmetic, f"run_dir={half}", *SAME, "max_steps=1", "evaluation.every=0").status == 0
+    settings = ["resume=auto", "evaluation.every=0"]
+    outcome = run("train", arithmetic, f"run_dir={half}", *SAME, *settings, launcher=_torchrun())
+    assert outcome.status == 0, outcome.err
+    assert "it was written by 1 processes, and there are 2 now" in outcome.out.replace("\n", " ")
+    for mine, its in zip(rows_of(half / "metrics.jsonl"), rows_of(one / "metrics.jsonl"), strict=True):
+        for name in ("loss", "divergence", "reward", "grad_norm", "length"):
+            assert mine[name] == pytest.approx(its[name], rel=1e-3, abs=1e-4), (mine["step"], name)
 
 
 @pytest.mark.slow
