@@ -11,6 +11,7 @@ from gkd_rl.console import PhaseTimes
 from gkd_rl.engine import Engine, Processes
 from gkd_rl.errors import UserError
 from gkd_rl.evaluation.evaluate import Evaluator
+from gkd_rl.models.checkpointing import checkpoint_activations
 from gkd_rl.models.language_model import LanguageModel, load_language_model
 from gkd_rl.models.lora import has_lora
 from gkd_rl.models.source import resolve
@@ -116,6 +117,8 @@ def build_engine(config: Config, processes: Processes, model: LanguageModel, tim
     head = model.module.get_output_embeddings()
     assert head is not None
     model.module.eval()  # dropout would make the policy that is trained another one than the policy that samples
+    if config.engine.activation_checkpointing and not checkpoint_activations(model.module):
+        raise UserError(f"engine.activation_checkpointing: {type(model.module).__name__} has no layers that can run again; set it to false")
     return Engine(model.module, head, processes, config.engine, config.optimizer, times)
 
 

@@ -186,12 +186,7 @@ class Engine:
             compute.register_head()
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=compute,
-            optimizer=torch.optim.AdamW(
-                _parameter_groups(model, optimizer.weight_decay),
-                lr=optimizer.lr,
-                betas=(optimizer.beta1, optimizer.beta2),
-                eps=optimizer.eps,
-            ),
+            optimizer=_optimizer(_parameter_groups(model, optimizer.weight_decay), optimizer),
             config=_deepspeed_config(config, optimizer, next(model.parameters()).dtype),
             dist_init_required=False,
         )
@@ -319,6 +314,12 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
+def _optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    if config.kind == "adafactor":
+        return torch.optim.Adafactor(groups, lr=config.lr)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps)
+
+
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay, vectors (norms, biases) do not."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
@@ -337,6 +338,12 @@ def _deepspeed_config(config: EngineConfig, optimizer: OptimizerConfig, dtype: t
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+    zero: dict[str, Any] = settings["zero_optimization"]
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        settings["zero_force_ds_cpu_optimizer"] = False  # whose operator would be compiled at the first start
+    if config.offload_parameters:
+        zero["offload_param"] = {"device": "cpu"}
     if dtype == torch.bfloat16:
         settings["bf16"] = {"enabled": True}
         settings["data_types"] = {"grad_accum_dtype": "fp32"}

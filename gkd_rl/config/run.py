@@ -187,6 +187,8 @@ class RolloutConfig:
 class OptimizerConfig:
     """AdamW and its learning-rate schedule."""
 
+    kind: Literal["adamw", "adafactor"] = "adamw"
+    """``adafactor``: second moments by rows and columns, no first moment; a fraction of AdamW's memory, ZeRO 0 in float32 only."""
     lr: float = 1e-3
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -213,6 +215,12 @@ class EngineConfig:
 
     zero_stage: Literal[0, 1, 2, 3] = 0
     """ZeRO: 1 shards optimiser states over ranks, 2 gradients too, 3 parameters too."""
+    activation_checkpointing: bool = False
+    """Keep each layer's input alone of a forward pass, and run the layer again in the backward pass: less memory, a third more work."""
+    offload_optimizer: bool = False
+    """The optimiser's states, and its step, stay in CPU memory (ZeRO 1 to 3)."""
+    offload_parameters: bool = False
+    """Sharded parameters wait in CPU memory (ZeRO 3)."""
     offload_while_scoring: bool = False
     """The optimiser's states go to CPU memory while teacher and reference score, to make room for them on the device."""
     micro_batch_tokens: int = 4096

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from gkd_rl.config.engine import engine_complaints
 from gkd_rl.config.load import all_keys, value_at
 from gkd_rl.config.other_tokenizer import beside_other_tokenizer
 from gkd_rl.config.run import Config, RolloutConfig, TeacherConfig
@@ -157,8 +158,7 @@ def _complaints(config: Config) -> Iterator[str]:
         yield "rollout.overlap keeps a whole copy of the student, which engine.zero_stage=3 shards; set overlap to false, or stage 2"
     if "" in config.rollout.stop:
         yield "rollout.stop holds an empty text, which every answer contains; remove it"
-    if config.engine.offload_while_scoring and config.engine.zero_stage == 3:
-        yield "engine.offload_while_scoring works with ZeRO 0 to 2, and engine.zero_stage is 3; set it to false, or another stage"
+    yield from engine_complaints(config)
     if config.rollout.compile and config.rollout.sampler != "native":
         yield f"rollout.compile is for the native sampler, and rollout.sampler={config.rollout.sampler}; set compile to false"
     if config.rollout.compile and config.engine.zero_stage == 3:

@@ -174,3 +174,23 @@ def test_the_shipped_configurations_are_valid(name: str) -> None:
     from gkd_rl.config.validate import validate
 
     validate(load_config(Path(__file__).resolve().parents[2] / "configs" / name))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("optimizer.kind=adafactor", "engine.zero_stage=1"), "optimizer.kind=adafactor needs whole matrices"),
+        (("engine.offload_optimizer=true",), "engine.offload_optimizer works with ZeRO 1 to 3"),
+        (
+            ("engine.offload_parameters=true", "engine.zero_stage=2"),
+            "engine.offload_parameters works with ZeRO 3, and engine.zero_stage is 2",
+        ),
+        (
+            ("engine.offload_optimizer=true", "engine.offload_while_scoring=true", "engine.zero_stage=1"),
+            "drop engine.offload_while_scoring",
+        ),
+        (("engine.timeout=0",), "engine.timeout is 0.0; it must be above 0"),
+    ],
+)
+def test_settings_of_the_engine_that_do_nothing_or_harm_are_refused(refused_run, overrides: tuple[str, ...], said: str) -> None:
+    assert said in refused_run(*overrides)
