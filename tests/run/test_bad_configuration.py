@@ -183,11 +183,11 @@ def test_the_shipped_configurations_are_valid(name: str) -> None:
         (("engine.offload_optimizer=true",), "engine.offload_optimizer works with ZeRO 1 to 3"),
         (
             ("engine.offload_parameters=true", "engine.zero_stage=2"),
-            "engine.offload_parameters works with ZeRO 3, and engine.zero_stage is 2",
+            "engine.offload_parameters works with ZeRO 3",
         ),
         (
             ("engine.offload_optimizer=true", "engine.offload_while_scoring=true", "engine.zero_stage=1"),
-            "drop engine.offload_while_scoring",
+            "drop engine.offload_while",
         ),
         (("engine.timeout=0",), "engine.timeout is 0.0; it must be above 0"),
     ],
