@@ -12,7 +12,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("gkd_rl", "gkd_rl.types", "gkd_rl.errors", "gkd_rl.config"),
-    ("gkd_rl.objective", "gkd_rl.config.validate"),  # the check of a configuration asks the objective about its part
+    (
+        "gkd_rl.objective",
+        "gkd_rl.config.validate",
+        "gkd_rl.config.teachers",
+    ),  # the check of a configuration asks the objective about its part
     ("gkd_rl.models",),
     (
         *("gkd_rl.teacher", "gkd_rl.rollout", "gkd_rl.engine", "gkd_rl.learner", "gkd_rl.scoring"),

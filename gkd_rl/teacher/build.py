@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gkd_rl.config.run import Config, TeacherConfig
-from gkd_rl.config.validate import model_of, teacher_configs
+from gkd_rl.config.teachers import model_of, teacher_configs
 from gkd_rl.engine import Processes
 from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import LanguageModel, load_language_model
