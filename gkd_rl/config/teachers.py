@@ -47,6 +47,8 @@ def _teacher_complaints(key: str, teacher: TeacherConfig) -> Iterator[str]:
     if teacher.offload and (teacher.url is not None or teacher.quantize != "none"):
         other = "url" if teacher.url is not None else "quantize"
         yield f"{key}.offload moves a model in the process to the device and back, which {key}.{other} rules out; drop one of them"
+    if teacher.offload and teacher.kind == "base":
+        yield f"{key}.offload is for a teacher of its own, and {key}.kind 'base' is the student's own weights; set offload to false"
     if teacher.draws and (not teacher.top_k or teacher.url is not None):
         yield f"{key}.draws needs {key}.top_k, the number of draws, and a teacher in the process; set both, or {key}.draws=false"
     for name, least in (("rows_per_request", 1), ("concurrency", 1), ("retries", 0), ("retry_seconds", 0)):
