@@ -103,7 +103,7 @@ class RewardConfig:
     """Weight in the sum of rewards."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of a reward that is a class."""
-    timeout: float = 0.0
+    timeout: float = field(default=0.0, compare=False)  # a run that is continued may have another one
     """Seconds that one call may take, after which the run ends with an error; 0: any time."""
 
 
