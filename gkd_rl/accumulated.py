@@ -1,6 +1,7 @@
 """What DeepSpeed has accumulated of an update's gradient, before its step: reduced, measured, or dropped. Part of ``engine.py``.
 
-Under ZeRO 1 to 3 each rank has its part of the gradient in the optimiser's ``averaged_gradients``, at stage 0 all of it in ``.grad``.
+The optimiser has the gradient: of ZeRO 1 to 3 each rank's part of it, in ``averaged_gradients``; all of it at stage 0 (in ``.grad``),
+and at stage 1 of a model in bfloat16, which has another optimiser.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ def reduce_gradient(deepspeed: Any) -> None:
 
 def gradient_norm(deepspeed: Any) -> Tensor:
     """Norm [] of this rank's part of the averaged gradient: at stage 0 that of all of it."""
-    parts = getattr(deepspeed.optimizer, "averaged_gradients", None)
-    if parts is None:
-        gradients = [p.grad for p in deepspeed.module.parameters() if p.grad is not None]
+    optimizer = deepspeed.optimizer
+    if hasattr(optimizer, "averaged_gradients"):
+        gradients = [gradient for part in optimizer.averaged_gradients.values() for gradient in part or ()]
+    elif hasattr(optimizer, "get_grads_for_reduction"):
+        gradients, _ = optimizer.get_grads_for_reduction()
     else:
-        gradients = [gradient for part in parts.values() for gradient in part or ()]
+        gradients = [p.grad for p in deepspeed.module.parameters() if p.grad is not None]
     return nn.utils.get_total_norm(gradients)
 
 
@@ -42,11 +45,13 @@ def forget_gradient(deepspeed: Any) -> None:
     """Drop all of it, as DeepSpeed does in a step that overflows; also after a backward that did not come to its end (stages 0, 1)."""
     deepspeed.zero_grad()
     optimizer = deepspeed.optimizer
-    if not hasattr(optimizer, "averaged_gradients"):
+    if not hasattr(optimizer, "exit_backward"):
         return
     while optimizer._backward_active_depth > 0:
         optimizer.exit_backward()
     optimizer.zero_grad()
+    if not hasattr(optimizer, "averaged_gradients"):
+        return
     if hasattr(optimizer, "all_grad_tensors"):
         optimizer.micro_step_id = -1
         optimizer._release_preflattened_grad_buffers()

@@ -144,7 +144,8 @@ def states(engine: Engine, model: LanguageModel) -> list[Tensor]:
     """Parameters, and this rank's part of what the optimiser holds: masters and moments."""
     optimizer = engine.deepspeed.optimizer
     inner = getattr(optimizer, "optimizer", optimizer)
-    masters = getattr(optimizer, "single_partition_of_fp32_groups", getattr(optimizer, "fp32_partitioned_groups_flat", []))
+    names = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
+    masters = next((getattr(optimizer, name) for name in names if hasattr(optimizer, name)), [])
     moments = [value for state in inner.state.values() for value in state.values() if isinstance(value, Tensor)]
     assert len(moments) >= 3
     return [engine_work._parameters(engine, model), *(value.detach().clone() for value in (*masters, *moments))]

@@ -47,7 +47,12 @@ def everything(config: str, folder: str) -> list[tuple[str, float]]:
     """Of each run: the sentence with which it ended on this rank, and after how many seconds."""
     files = {name: Path(folder) / f"{name}.py" for name in ("rewards", "task")}
     reward = lambda name, more="": f"rewards=[{{path: '{files['rewards']}:{name}', name: mine{more}}}]"
-    task = [f"task.path={files['task']}:Ends", "student.path=embedded:arithmetic-student", "teacher.path=embedded:arithmetic-teacher"]
+    task = [
+        f"task.path={files['task']}:Ends",
+        "task.max_prompt_tokens=160",
+        "student.path=embedded:arithmetic-student",
+        "teacher.path=embedded:arithmetic-teacher",
+    ]
     return [
         _ended(config, f"{folder}/{number}", overrides)
         for number, overrides in enumerate(
