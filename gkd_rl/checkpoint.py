@@ -30,7 +30,7 @@ from gkd_rl.types import Heads
 
 CHANGEABLE = (
     *("run_dir", "max_steps", "resume", "data_dir", "model", "log_rollouts_every"),
-    *("engine.micro_batch_tokens", "engine.threads", "engine.timeout"),
+    *("engine.micro_batch_tokens", "engine.threads", "engine.timeout", "engine.max_bad_updates"),
     *("evaluation.every", "evaluation.during_examples", "evaluation.samples"),
     *(f"rollout.vllm.{item.name}" for item in fields(VllmConfig)),
     *("teacher.url", "teacher.rows_per_request", "teacher.concurrency", "teacher.retries", "teacher.retry_seconds", "teacher.timeout"),

@@ -19,14 +19,14 @@ from gkd_rl.run import Run
 from gkd_rl.run_log import rollout_health, step_flops
 from gkd_rl.scoring import global_advantages, score_rollouts
 from gkd_rl.tasks.base import stream_example
-from gkd_rl.types import Example, Experience, Rollouts
+from gkd_rl.types import Example, Experience, Rollouts, TeacherScores
 
 
 def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
     """This rank's rollouts of ``step`` with rewards, advantages and the teacher's scores."""
     config, parts, times = run.config, run.parts, run.times
     with times.phase("sample"):  # where sampling runs ahead: the wait for it
-        judged, replaced = judge_step(run, step) if run.ahead is None else run.ahead.take(step)
+        judged, replaced = run.processes.together(lambda: judge_step(run, step) if run.ahead is None else run.ahead.take(step))
     figures = run.processes.sum({"groups_resampled": float(replaced)}) if config.rollout.max_resamples else {}
     if run.ahead is not None:
         with times.phase("sync"):
@@ -36,10 +36,8 @@ def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
     rollouts, rewards = judged.rollouts, judged.rewards
     with times.phase("reward"):
         advantages = global_advantages(rewards, rollouts.group, config.objective.advantage, run.processes)
-    shared = parts.teaching.shares_student or (parts.reference is not None and parts.reference.under_adapter)
-    with times.phase("teacher"), run.engine.states_away(), run.engine.gathered() if shared else nullcontext():
-        teacher = parts.teaching.teacher.score(rollouts) if parts.teaching.teacher is not None and needs_teacher(config) else None
-        reference = parts.reference.score(rollouts) if parts.reference is not None else None
+    with times.phase("teacher"):
+        teacher, reference = run.processes.together(lambda: _scores(run, rollouts))
     gates = row_gates(rewards, rollouts.group, config.objective.gate)
     experience = Experience(rollouts, rewards, judged.components, advantages, teacher, reference, gates)
     figures |= rollout_health(experience, run.processes)
@@ -47,6 +45,15 @@ def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
     student = parts.student.parameters, parts.student.trained_parameters
     figures |= step_flops(rollouts, *student, scoring, config.rollout.passes, config.rollout.per_prompt, run.processes)
     return experience, figures
+
+
+def _scores(run: Run, rollouts: Rollouts) -> tuple[TeacherScores | None, TeacherScores | None]:
+    """What teacher and reference say of the rollouts."""
+    teaching, reference = run.parts.teaching, run.parts.reference
+    shared = teaching.shares_student or (reference is not None and reference.under_adapter)
+    with run.engine.states_away(), run.engine.gathered() if shared else nullcontext():
+        taught = teaching.teacher.score(rollouts) if teaching.teacher is not None and needs_teacher(run.config) else None
+        return taught, reference.score(rollouts) if reference is not None else None
 
 
 def judge_step(run: Run, step: int) -> tuple[Judged, int]:

@@ -1,4 +1,4 @@
-"""The only place that knows DeepSpeed, ranks and gradient accumulation.
+"""The only place that knows DeepSpeed, ranks and gradient accumulation; ``accumulated.py`` is the part of it about gradients.
 
 Its contract: the gradient of an update is that of the global mean, whatever the cut into micro-batches and ranks. Losses that come
 in are already divided by global counts (``Engine.global_sum`` makes those), so micro-batches add up; DeepSpeed averages over ranks,
@@ -16,21 +16,35 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gkd_rl.accumulated import OutOfMemory, forget_gradient, gradient_norm, is_out_of_memory, reduce_gradient
 from gkd_rl.config.run import EngineConfig, OptimizerConfig
 from gkd_rl.console import PhaseTimes
 from gkd_rl.errors import UserError
 from gkd_rl.types import Experience
+from reward_models.errors import InputError, RewardError
 
+Result = TypeVar("Result")
 Forward = Callable[[Experience | None], Tensor]
 """Loss of one micro-batch, divided by global counts; given None, a zero that depends on every trained parameter's graph."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What became of an update."""
+
+    norm: float
+    """Norm of the gradient before clipping; not finite where the update was not taken, the same on all ranks"""
+    loss: float
+    """This rank's share of the loss"""
 
 
 def quiet_libraries() -> None:
@@ -84,6 +98,8 @@ class Processes:
     def sum(self, values: Mapping[str, float | Tensor]) -> dict[str, float]:
         """Sums over all ranks by name, in float64; a name that a rank does not have (it had no rows) counts as 0 there."""
         names = list(dict.fromkeys(name for part in self.gather(list(values)) for name in part))
+        if not names:
+            return {}
         tensor = torch.tensor([float(values.get(name, 0.0)) for name in names], dtype=torch.float64)
         return dict(zip(names, self._reduce(tensor, dist.ReduceOp.SUM), strict=True))
 
@@ -98,6 +114,28 @@ class Processes:
         items: list[Any] = [None] * self.count
         dist.all_gather_object(items, item)
         return items
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """What ``work`` gives. Where it fails on any rank, all ranks end with that failure instead of waiting for ever for that rank.
+
+        Collectives within ``work`` must be over before anything in it can fail. Raises what ``work`` raised where this process is alone;
+        else ``UserError`` with the first failure and its rank, but for the ranks that failed in a way that no user can mend: they raise
+        their own.
+        """
+        if self.count == 1:
+            return work()
+        try:
+            outcome, failure = work(), None
+        except Exception as error:
+            outcome, failure = None, error
+        if not self.largest(float(failure is not None)):
+            return outcome  # pyright: ignore[reportReturnType]
+        mendable = isinstance(failure, UserError | InputError | RewardError)
+        said = self.gather(None if failure is None else str(failure) if mendable else f"{type(failure).__name__}: {failure}")
+        if failure is not None and not mendable:
+            raise failure
+        rank, text = next((rank, text) for rank, text in enumerate(said) if text is not None)
+        raise UserError(f"rank {rank}: {text}") from failure
 
     def close(self) -> None:
         """Wait for the others and leave the group: processes that vanish from it make gloo abort the rest.
@@ -131,8 +169,8 @@ class Processes:
             dist.barrier()
 
     def _reduce(self, tensor: Tensor, how: Any) -> list[float]:
-        tensor = tensor.to(self.device)
         if self.count > 1:
+            tensor = tensor.to(self.device)
             dist.all_reduce(tensor, op=how)
         return tensor.tolist()
 
@@ -190,35 +228,81 @@ class Engine:
             config=_deepspeed_config(config, optimizer, next(model.parameters()).dtype),
             dist_init_required=False,
         )
+        self.stage = int(self.deepspeed.zero_optimization_stage())
+        """DeepSpeed's, which for a model in bfloat16 is 1 at least"""
 
-    def update(self, micro_batches: Sequence[Experience], forward: Forward, lr: float) -> float:
-        """One optimiser update from this rank's micro-batches; returns the gradient's norm before clipping.
+    def update(self, micro_batches: Sequence[Experience], forward: Forward, lr: float) -> Update:
+        """One optimiser update from this rank's micro-batches.
 
         Every rank runs as many forwards and backwards as the rank with the most micro-batches, empty ones included: collectives
         inside them would wait for ever otherwise.
+
+        If a loss or a part of the gradient is not finite on any rank, no rank takes the step: weights and the optimiser's states stay
+        as they are to the last bit.
+
+        Raises ``OutOfMemory`` on all ranks if the memory of any did not suffice, after which the update can be repeated. Where ranks wait
+        for each other within the pass that failed (ZeRO 3, and the backward at ZeRO 2), the one that failed raises ``UserError``.
         """
         rounds = max(1, int(self.processes.largest(len(micro_batches))))
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
         self.deepspeed.zero_grad()
-        for number in range(rounds):
-            self.deepspeed.set_gradient_accumulation_boundary(number == rounds - 1)
-            micro_batch = micro_batches[number] if number < len(micro_batches) else None
-            with self.times.phase("student"):
-                loss = self.deepspeed(lambda micro_batch=micro_batch: forward(micro_batch) * self.processes.count)
-                self.deepspeed.backward(loss, scale_wrt_gas=False)
+        with self.times.phase("student"):
+            losses = self._passes(micro_batches, rounds, forward)
+            if self.stage < 2:
+                reduce_gradient(self.deepspeed)
         with self.times.phase("optimiser"):
-            norm = self._gradient_norm()
+            loss = torch.stack(losses).sum() / self.processes.count
+            norm = gradient_norm(self.deepspeed).to(loss)
+            if self.processes.largest(float(not torch.stack([norm, loss]).isfinite().all())):
+                forget_gradient(self.deepspeed)
+                return Update(float("nan"), float(loss))
             self.deepspeed.step()
         ours = self.deepspeed.get_global_grad_norm()
-        return norm if ours is None else float(ours)
+        return Update(float(norm if ours is None else ours), float(loss))
 
-    def _gradient_norm(self) -> float:
-        """Norm of the gradient where DeepSpeed reports none (stage 0 in fp32)."""
-        if self.config.zero_stage:
-            return float("nan")
-        gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
-        return float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    def _passes(self, micro_batches: Sequence[Experience], rounds: int, forward: Forward) -> list[Tensor]:
+        """Losses of ``rounds`` micro-batches, whose gradients are added up."""
+        losses: list[Tensor] = []
+        for number in range(rounds):
+            self.deepspeed.set_gradient_accumulation_boundary(self.stage >= 2 and number == rounds - 1)
+            loss = self._pass(micro_batches[number] if number < len(micro_batches) else None, forward)
+            if loss is None:
+                break
+            losses.append(loss)
+        failed = len(losses) < rounds
+        if self.stage < 2:  # otherwise the ranks have agreed in each pass
+            failed = bool(self.processes.largest(float(failed)))
+        if failed:
+            forget_gradient(self.deepspeed)
+            if self.processes.device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise OutOfMemory
+        return losses
+
+    def _pass(self, micro_batch: Experience | None, forward: Forward) -> Tensor | None:
+        """Loss of one micro-batch after its backward; None where memory ran out, at stage 2 on any rank."""
+        loss = self._attempt(lambda: self.deepspeed(lambda: forward(micro_batch) * self.processes.count), self.stage < 3)
+        if self.stage == 2 and self.processes.largest(float(loss is None)):
+            return None
+        if loss is None or self._attempt(lambda: self.deepspeed.backward(loss, scale_wrt_gas=False), self.stage < 2) is None:
+            return None
+        return loss.detach()
+
+    def _attempt(self, work: Callable[[], Tensor], repeatable: bool) -> Tensor | None:
+        """What ``work`` gives; None where memory ran out and the update can be repeated."""
+        try:
+            return work()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            said = str(error).splitlines()[0]
+        if not repeatable:
+            raise UserError(
+                f"rank {self.processes.rank} ran out of memory in a pass of engine.zero_stage={self.stage} that cannot be repeated; lower "
+                f"engine.micro_batch_tokens (here {self.config.micro_batch_tokens}) and continue with resume=auto ({said})"
+            )
+        return None
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

@@ -46,6 +46,10 @@ class Run:
     """Samples the next step's answers meanwhile, where that is asked for."""
     load: dict[str, float] = field(default_factory=dict)
     """Of the last step on this rank: share of padding in its micro-batches, and MiB of the buffer."""
+    micro_batch_tokens: int = 0
+    """``engine.micro_batch_tokens``, or what is left of it once memory has run out."""
+    bad_updates: int = 0
+    """Updates in a row, up to now, that were skipped because they were not finite."""
 
 
 def open_folder(config: Config, processes: Processes) -> RunFolder | None:
@@ -101,6 +105,7 @@ def assemble(config: Config, processes: Processes, parts: Parts, folder: RunFold
         folder=folder,
         terminal=terminal,
         times=times,
+        micro_batch_tokens=config.engine.micro_batch_tokens,
     )
 
 

@@ -18,15 +18,20 @@ from gkd_rl.engine import Processes
 from gkd_rl.objective.advantage import advantages
 from gkd_rl.types import Rollouts
 from reward_models.combine import WeightedSum
-from reward_models.loading import load_reward
+from reward_models.errors import RewardValueError
+from reward_models.loading import Reward, load_reward
+from reward_models.time_limit import TimeLimit
 
 
 def make_rewards(configs: Sequence[RewardConfig]) -> WeightedSum:
     """The weighted sum that the configuration describes."""
-    return WeightedSum(
-        [(config.name or config.path.replace(":", ".").rsplit(".", 1)[-1], load_reward(config.path, config.options), config.weight)
-         for config in configs]
-    )  # fmt: skip
+    names = [config.name or config.path.replace(":", ".").rsplit(".", 1)[-1] for config in configs]
+    return WeightedSum([(name, _reward(config), config.weight) for name, config in zip(names, configs, strict=True)])
+
+
+def _reward(config: RewardConfig) -> Reward:
+    reward = load_reward(config.path, config.options)
+    return TimeLimit(reward, config.timeout) if config.timeout else reward
 
 
 def score_texts(rewards: WeightedSum, prompts: Sequence[Any], texts: Sequence[str], columns: Sequence[Any]) -> tuple[
@@ -51,7 +56,11 @@ def score_rollouts(rewards: WeightedSum | None, rollouts: Rollouts) -> tuple[Ten
     if rewards is None or not rows:
         return totals, components
     examples = [rollouts.examples[i] for i in rows]
-    sums, parts = score_texts(rewards, [e.prompt for e in examples], [rollouts.texts[i] for i in rows], [e.columns for e in examples])
+    texts = [rollouts.texts[i] for i in rows]
+    try:
+        sums, parts = score_texts(rewards, [e.prompt for e in examples], texts, [e.columns for e in examples])
+    except RewardValueError as error:
+        raise RewardValueError(f"{error} (example {examples[error.row].key})", error.row) from error
     totals[rows] = _tensor(sums, device)
     for name, values in parts.items():
         components[name][rows] = _tensor(values, device)

@@ -22,16 +22,14 @@ from gkd_rl.config.validate import validate
 from gkd_rl.console import PhaseTimes, Terminal
 from gkd_rl.engine import Processes
 from gkd_rl.errors import Stopped, UserError
-from gkd_rl.learner import local_counts
+from gkd_rl.faults import guarded_update
 from gkd_rl.objective.schedule import weights_at
 from gkd_rl.objective.telemetry import summarise
 from gkd_rl.rollout.ahead import Ahead
-from gkd_rl.rollout.rows import micro_batches, padding_share
 from gkd_rl.run import Run, assemble, evaluate_during, finish, finished, open_folder, parts_of, start_or_resume
 from gkd_rl.run_folder import RunFolder, environment
 from gkd_rl.run_log import rollout_rows
 from gkd_rl.signals import StopRequest
-from gkd_rl.types import GlobalCounts
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -76,7 +74,6 @@ def _train(config: Config, processes: Processes, folder: RunFolder | None) -> di
         bar.advance(first)
         for step in range(first, config.max_steps):
             figures = _step(run, step)
-            _require_finite(figures)
             done = step + 1
             if config.evaluation.every and done % config.evaluation.every == 0 and done < config.max_steps:
                 figures |= evaluate_during(run)
@@ -84,6 +81,8 @@ def _train(config: Config, processes: Processes, folder: RunFolder | None) -> di
             stop = request.agreed(processes)
             if stop or (config.checkpoint.every and done % config.checkpoint.every == 0) or done == config.max_steps:
                 with run.times.phase("checkpoint"):
+                    if run.ahead is not None:
+                        run.processes.together(run.ahead.settle)
                     state = {"history": run.history.state_dict(), "summary": summary, "score": figures.get("eval_accuracy")}
                     checkpoints.save(done, run.engine, run.buffer, run.ahead, folder, state, run.parts.teaching.state_dict())
             bar.advance(1, _live(figures))
@@ -96,21 +95,18 @@ def _step(run: Run, step: int) -> dict[str, float]:
     """One step: a batch of rollouts, judged and trained on."""
     config, learner = run.config, run.learner
     experience, figures = collect(run, step)
-    run.buffer.add(experience, step, config.rollout.per_prompt)
+    run.processes.together(lambda: run.buffer.add(experience, step, config.rollout.per_prompt))
     learner.weights = weights_at(config.objective, step, config.max_steps, run.history)
     lr = learning_rate(config.optimizer, step, config.max_steps)
     record = run.config.log_rollouts_every and step % run.config.log_rollouts_every == 0
-    learner.sums, learner.records, norms, paddings = {}, [] if record else None, [], []
+    learner.sums, learner.records, updates = {}, [] if record else None, []
     with run.times.phase("batching"):  # and what is not the student's or the optimiser's of an update
         groups = sorted({group for part in run.processes.gather(run.buffer.groups()) for group in part})
         for number, part in enumerate(run.buffer.updates(config.rollout.passes, config.rollout.updates_per_pass, step, groups)):
             if number == config.rollout.updates_per_pass:
                 learner.records, kept = None, learner.records
                 _write_rollouts(run, step, kept)
-            cuts = micro_batches(part, config.engine.micro_batch_tokens, run.parts.student.one_sequence) if len(part.rewards) else []
-            paddings.append(padding_share(cuts, run.parts.student.one_sequence))
-            learner.counts = GlobalCounts(**run.processes.sum(local_counts(cuts, config.objective)))
-            norms.append(run.engine.update(cuts, learner.loss, lr))
+            updates.append(guarded_update(run, part, step, number, lr))
     if learner.records is not None:
         _write_rollouts(run, step, learner.records)
     if run.parts.teaching.averages:
@@ -119,28 +115,21 @@ def _step(run: Run, step: int) -> dict[str, float]:
     if run.ahead is None:
         with run.times.phase("sync"), run.engine.gathered():
             run.parts.sampler.sync(step + 1)
-    run.load = {"padding_share": sum(paddings) / len(paddings), "buffer_mib": run.buffer.bytes / 2**20}
+    run.load = {"padding_share": sum(padding for _, padding in updates) / len(updates), "buffer_mib": run.buffer.bytes / 2**20}
+    norms = [norm for norm, _ in updates if norm is not None]
     sums = run.processes.sum({name: learner.sums[name] for name in sorted(learner.sums)})
     sums = {name: value / len(norms) if name.endswith("_loss") else value for name, value in sums.items()}  # each update has its own mean
+    skipped = len(updates) - len(norms)
     return {
         "step": step + 1,
         "lr": lr,
         "reward_weight": learner.weights.reward,
         "divergence_weight": learner.weights.divergence,
-        "grad_norm": sum(norms) / len(norms),
+        "grad_norm": sum(norms) / len(norms) if norms else math.nan,
+        **({"skipped_updates": float(skipped)} if skipped else {}),
         **figures,
-        **summarise(sums),
+        **(summarise(sums) if norms else {"loss": math.nan}),
     }
-
-
-def _require_finite(figures: dict[str, float]) -> None:
-    """A run that has diverged ends here: nothing can be learnt from weights that are no numbers."""
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(figures[name]):
-            raise UserError(
-                f"step {figures['step']}: {name} is {figures[name]}, so the run has diverged; lower optimizer.lr (here "
-                f"{figures['lr']:g}) or optimizer.max_grad_norm, and start anew"
-            )
 
 
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:

@@ -12,6 +12,14 @@ class RewardError(RuntimeError):
     """A reward failed while it was scoring; the text names the reward, the cause is chained."""
 
 
+class RewardValueError(RewardError):
+    """A reward returned something that is no reward for the completion at `row` of the batch."""
+
+    def __init__(self, text: str, row: int) -> None:
+        super().__init__(text)
+        self.row = row
+
+
 def nearest_hint(name: str, choices: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the choice most like `name`, or nothing where none is like it."""
     found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)

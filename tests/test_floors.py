@@ -19,12 +19,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),  # the check of a configuration asks the objective about its part
     ("gkd_rl.models",),
     (
-        *("gkd_rl.teacher", "gkd_rl.rollout", "gkd_rl.engine", "gkd_rl.learner", "gkd_rl.scoring"),
+        *("gkd_rl.teacher", "gkd_rl.rollout", "gkd_rl.engine", "gkd_rl.accumulated", "gkd_rl.learner", "gkd_rl.scoring"),
         *("gkd_rl.run_folder", "gkd_rl.console", "gkd_rl.checkpoint", "gkd_rl.intact", "gkd_rl.signals"),
     ),
     ("gkd_rl.tasks", "gkd_rl.evaluation"),
     (
-        *("gkd_rl.build", "gkd_rl.run_log", "gkd_rl.run", "gkd_rl.collect", "gkd_rl.train", "gkd_rl.sft"),
+        *("gkd_rl.build", "gkd_rl.run_log", "gkd_rl.run", "gkd_rl.faults", "gkd_rl.collect", "gkd_rl.train", "gkd_rl.sft"),
         "gkd_rl.cache_teacher",
         "gkd_rl.evaluation.command",
     ),

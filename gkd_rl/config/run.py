@@ -103,6 +103,8 @@ class RewardConfig:
     """Weight in the sum of rewards."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of a reward that is a class."""
+    timeout: float = field(default=0.0, compare=False)  # a run that is continued may have another one
+    """Seconds that one call may take, after which the run ends with an error; 0: any time."""
 
 
 @dataclass
@@ -225,6 +227,8 @@ class EngineConfig:
     """The optimiser's states go to CPU memory while teacher and reference score, to make room for them on the device."""
     micro_batch_tokens: int = 4096
     """Padded tokens of one micro-batch at most (a single longer row still goes, alone)."""
+    max_bad_updates: int = 3
+    """Updates in a row that are skipped because their loss or gradient is not finite; one more ends the run. 0: the first one does."""
     threads: int = 0
     """CPU threads per process; 0: torch's default."""
     timeout: float = 1800.0

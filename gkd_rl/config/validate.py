@@ -40,6 +40,7 @@ _AT_LEAST = {
     "optimizer.weight_decay": 0,
     "optimizer.max_grad_norm": 0,
     "engine.threads": 0,
+    "engine.max_bad_updates": 0,
     "engine.micro_batch_tokens": 1,
     "evaluation.examples": 1,
     "evaluation.every": 0,
@@ -150,6 +151,9 @@ def _complaints(config: Config) -> Iterator[str]:
     yield from all_teacher_complaints(config)
     if config.resume not in RESUME:
         yield f"resume is '{config.resume}'; it must be one of {', '.join(RESUME)}"
+    for number, reward in enumerate(config.rewards or []):
+        if not 0 <= reward.timeout < math.inf:
+            yield f"rewards[{number}].timeout is {reward.timeout}; it must be a number of seconds, or 0 for any time"
     if config.rewards == []:
         yield "rewards is empty; leave it out for the task's own reward, and set objective.alpha=1 to train without one"
 

@@ -89,12 +89,12 @@ class Evaluator:
     ) -> Evaluation:
         mine = self.processes.share(examples)
         started = time.perf_counter()
-        greedy = sampler.sample(mine, 1, SamplingParams(self.max_new_tokens, temperature=0.0), SAMPLING_SEED)
-        sampled = sampler.sample(mine, max(1, samples), SamplingParams(self.max_new_tokens, self.temperature), SAMPLING_SEED)
+        greedy, sampled = self.processes.together(lambda: self._samples(sampler, mine, max(1, samples)))
         seconds = time.perf_counter() - started
-        right = self._right(greedy)
-        right_samples = self._right(sampled).view(len(mine), max(1, samples)).sum(1).tolist()
-        rewards, _ = score_rollouts(self.rewards, sampled)
+        right, correct, rewards = self.processes.together(
+            lambda: (self._right(greedy), self._right(sampled), score_rollouts(self.rewards, sampled)[0])
+        )
+        right_samples = correct.view(len(mine), max(1, samples)).sum(1).tolist()
         totals = self.processes.sum(
             {
                 "right": float(right.sum()),
@@ -123,6 +123,11 @@ class Evaluator:
             seconds=seconds,
             pass_at={str(k): totals[f"pass@{k}"] / len(examples) for k in _powers(samples)},
         )
+
+    def _samples(self, sampler: Sampler, examples: Sequence[Example], count: int) -> tuple[Rollouts, Rollouts]:
+        """One greedy answer to each example, and ``count`` sampled ones."""
+        greedy = sampler.sample(examples, 1, SamplingParams(self.max_new_tokens, temperature=0.0), SAMPLING_SEED)
+        return greedy, sampler.sample(examples, count, SamplingParams(self.max_new_tokens, self.temperature), SAMPLING_SEED)
 
     def _right(self, rollouts: Rollouts) -> Tensor:
         _, components = score_rollouts(self.rewards, rollouts)

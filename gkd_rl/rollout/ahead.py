@@ -63,6 +63,11 @@ class Ahead:
         assert self._step == step
         return pending.result()
 
+    def settle(self) -> None:
+        """Wait for what has been begun. Raises what the work raised."""
+        if self._pending is not None:
+            self._pending.result()
+
     def state_dict(self) -> dict[str, Any]:
         """What has been begun, once it is there: a resumed run has no policy of that age to sample it again."""
         if self._pending is None:

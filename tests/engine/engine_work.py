@@ -171,7 +171,7 @@ def _update(engine: Engine, model: LanguageModel, kind: str, experience: Experie
     cuts = cut(experience, rows)
     learner = Learner(model, OBJECTIVES[family(kind)], WEIGHTS)
     learner.counts = GlobalCounts(**processes.sum(local_counts(cuts, learner.config)))
-    return engine.update(cuts, learner.loss, RATES[number])
+    return engine.update(cuts, learner.loss, RATES[number]).norm
 
 
 def cut(experience: Experience, rows: Sequence[int]) -> list[Experience]:

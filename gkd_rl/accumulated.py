@@ -1,0 +1,61 @@
+"""What DeepSpeed has accumulated of an update's gradient, before its step: reduced, measured, or dropped. Part of ``engine.py``.
+
+The optimiser has the gradient: of ZeRO 1 to 3 each rank's part of it, in ``averaged_gradients``; all of it at stage 0 (in ``.grad``),
+and at stage 1 of a model in bfloat16, which has another optimiser.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_SIGNS_OF_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class OutOfMemory(RuntimeError):
+    """An update did not fit into some rank's memory. Raised on all ranks alike, with nothing of the update left."""
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, on an accelerator or a CPU (of which torch has no error of its own)."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _SIGNS_OF_NO_MEMORY)
+
+
+def reduce_gradient(deepspeed: Any) -> None:
+    """Average over ranks what stages 0 and 1 have added up on each; stage 2 and 3 do so in every backward."""
+    deepspeed.set_gradient_accumulation_boundary(True)
+    deepspeed.allreduce_gradients()
+
+
+def gradient_norm(deepspeed: Any) -> Tensor:
+    """Norm [] of this rank's part of the averaged gradient: at stage 0 that of all of it."""
+    optimizer = deepspeed.optimizer
+    if hasattr(optimizer, "averaged_gradients"):
+        gradients = [gradient for part in optimizer.averaged_gradients.values() for gradient in part or ()]
+    elif hasattr(optimizer, "get_grads_for_reduction"):
+        gradients, _ = optimizer.get_grads_for_reduction()
+    else:
+        gradients = [p.grad for p in deepspeed.module.parameters() if p.grad is not None]
+    return nn.utils.get_total_norm(gradients)
+
+
+def forget_gradient(deepspeed: Any) -> None:
+    """Drop all of it, as DeepSpeed does in a step that overflows; also after a backward that did not come to its end (stages 0, 1)."""
+    deepspeed.zero_grad()
+    optimizer = deepspeed.optimizer
+    if not hasattr(optimizer, "exit_backward"):
+        return
+    while optimizer._backward_active_depth > 0:
+        optimizer.exit_backward()
+    optimizer.zero_grad()
+    if not hasattr(optimizer, "averaged_gradients"):
+        return
+    if hasattr(optimizer, "all_grad_tensors"):
+        optimizer.micro_step_id = -1
+        optimizer._release_preflattened_grad_buffers()
+        optimizer.averaged_gradients = dict.fromkeys(optimizer.averaged_gradients)
+        optimizer.all_grad_tensors = dict.fromkeys(optimizer.all_grad_tensors)
+    else:
+        optimizer.averaged_gradients = {}

@@ -1,0 +1,75 @@
+"""What two ranks do in the tests of failures of one: several runs after each other, of which each fails on rank 1 alone."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from gkd_rl.config.load import load_config
+from gkd_rl.train import train
+
+REWARDS = """
+import os, time
+
+def _late(completions):  # rank 1 has two of three prompts, of two answers each
+    return os.environ["RANK"] == "1" and len(completions) == 4
+
+def raises(prompts, completions, **columns):
+    if _late(completions):
+        raise ValueError("no more")
+    return [1.0] * len(completions)
+
+def hangs(prompts, completions, **columns):
+    if _late(completions):
+        time.sleep(300)
+    return [1.0] * len(completions)
+
+def evaluates(prompts, completions, **columns):
+    if os.environ["RANK"] == "1" and len(columns["reference"]) == 2 and os.environ.get("LATE"):
+        raise ValueError("not these")
+    os.environ["LATE"] = "1"
+    return [1.0] * len(completions)
+"""
+TASK = """
+import os
+from gkd_rl.tasks.arithmetic import ArithmeticTask
+from gkd_rl.errors import UserError
+
+class Ends(ArithmeticTask):
+    def train_example(self, index):
+        if os.environ["RANK"] == "1":
+            raise UserError("the data ends first")
+        return super().train_example(index)
+"""
+
+
+def everything(config: str, folder: str) -> list[tuple[str, float]]:
+    """Of each run: the sentence with which it ended on this rank, and after how many seconds."""
+    files = {name: Path(folder) / f"{name}.py" for name in ("rewards", "task")}
+    reward = lambda name, more="": f"rewards=[{{path: '{files['rewards']}:{name}', name: mine{more}}}]"
+    task = [
+        f"task.path={files['task']}:Ends",
+        "task.max_prompt_tokens=160",
+        "student.path=embedded:arithmetic-student",
+        "teacher.path=embedded:arithmetic-teacher",
+    ]
+    return [
+        _ended(config, f"{folder}/{number}", overrides)
+        for number, overrides in enumerate(
+            ([reward("raises")], [reward("raises"), "rollout.overlap=true"], [reward("hangs", ", timeout: 1")], [reward("evaluates")], task)
+        )
+    ]
+
+
+def write_files(folder: Path) -> None:
+    (folder / "rewards.py").write_text(REWARDS)
+    (folder / "task.py").write_text(TASK)
+
+
+def _ended(config: str, run_dir: str, overrides: list[str]) -> tuple[str, float]:
+    started = time.monotonic()
+    try:
+        train(load_config(config, [f"run_dir={run_dir}", "evaluation.teacher=false", *overrides]))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}", time.monotonic() - started
+    return "", 0.0
