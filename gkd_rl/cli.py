@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher puts it first; LOCAL_RANK says the same
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _configured(commands, "train", _train, "train a student on reward and teacher at once", _TRAIN)
     evaluate = _configured(commands, "evaluate", _evaluate, "evaluate a model on held-out examples", _EVALUATE)
@@ -95,6 +96,15 @@ def _parser() -> argparse.ArgumentParser:
         commands, "cache-teacher", _cache_teacher, "keep the teacher's scores of the dataset's completions on disk", _CACHE
     )
     caching.add_argument("--out", required=True, metavar="DIR", help="folder of the cache; one that was begun is completed")
+    exporting = commands.add_parser(
+        "export",
+        help="make a model folder from a checkpoint of a run",
+        description="Write the student of a checkpoint as a folder that from_pretrained loads, at any ZeRO stage; an adapter is merged.",
+    )
+    exporting.add_argument("source", metavar="CHECKPOINT_OR_RUN", help="RUN_DIR/checkpoints/step-N, or RUN_DIR for its newest")
+    exporting.add_argument("--out", required=True, metavar="FOLDER", help="new folder of the model; an adapter goes to FOLDER/adapter")
+    exporting.add_argument("--student", metavar="PATH", help="where the model that the run began with is now (default: student.path)")
+    exporting.set_defaults(run=_export)
     grade = commands.add_parser(
         "grade",
         help="grade answers in a file against references",
@@ -187,6 +197,13 @@ def _cache_teacher(parsed: argparse.Namespace) -> int:
     from gkd_rl.cache_teacher import cache_teacher
 
     cache_teacher(config, parsed.out)
+    return 0
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from gkd_rl.export import export
+
+    export(parsed.source, parsed.out, parsed.student)
     return 0
 
 

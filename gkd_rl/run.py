@@ -178,11 +178,16 @@ def finish(run: Run, summary: dict[str, Any], started: float) -> dict[str, Any]:
 
 def save_student(student: LanguageModel, folder: Path) -> None:
     """``model/`` in Hugging Face form, an adapter merged into it, and ``adapter/`` in peft's form where there is one."""
+    save_model(student, folder / "model", folder / "adapter")
+
+
+def save_model(student: LanguageModel, folder: Path, adapter: Path) -> None:
+    """The student in Hugging Face form, an adapter merged into it, in ``folder``; the adapter alone, where there is one, in ``adapter``."""
     with merged(student.module):
-        student.module.save_pretrained(folder / "model")
-    student.tokenizer.save_pretrained(folder / "model")
+        student.module.save_pretrained(folder)
+    student.tokenizer.save_pretrained(folder)
     if has_lora(student.module):
-        save_adapter(student.module, folder / "adapter")
+        save_adapter(student.module, adapter)
 
 
 def _row(evaluation: Evaluation) -> dict[str, Any]:
