@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,24 @@ def open_folder(config: Config, processes: Processes) -> RunFolder | None:
     problem = processes.gather(problem)[0]
     if problem:
         raise UserError(problem)
+    _require_shared(config, processes, folder)
     return folder
+
+
+def _require_shared(config: Config, processes: Processes, folder: RunFolder | None) -> None:
+    """Raise ``UserError`` unless all ranks see the main process's folder: every one of them writes its part of a checkpoint there."""
+    if processes.count == 1:
+        return
+    mark = processes.gather(None if folder is None else folder.mark())[0]
+    blind = processes.gather(None if RunFolder.mark_in(Path(config.run_dir)) == mark else platform.node())
+    if any(blind):
+        if folder is not None:
+            folder.abandon()
+        rank = next(number for number, host in enumerate(blind) if host)
+        raise UserError(
+            f"run_dir {config.run_dir} of rank {rank} on {blind[rank]} is not that of the main process on another host; put it on a file "
+            "system that all hosts share"
+        )
 
 
 def parts_of(config: Config, processes: Processes, folder: RunFolder | None) -> Parts:

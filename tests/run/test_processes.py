@@ -95,6 +95,39 @@ def test_a_process_that_has_its_rank_or_is_alone_may_start() -> None:
     require_ranks({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"})
 
 
+def _open(cases: list[list[str]]) -> list[tuple[str | None, str | None]]:
+    """Of each run's folders by rank: what opening it says to this rank, and what then is in this rank's."""
+    from gkd_rl.config.run import Config
+    from gkd_rl.engine import Processes
+    from gkd_rl.errors import UserError
+    from gkd_rl.run import open_folder
+
+    processes, found = Processes(), []
+    for folders in cases:
+        said, held = None, None
+        try:
+            held = open_folder(Config(run_dir=folders[processes.rank]), processes)
+        except UserError as error:
+            said = str(error)
+        processes.barrier()
+        lock = Path(folders[processes.rank]) / ".lock"
+        found.append((said, lock.read_text() if lock.exists() else None))
+        if held is not None:
+            held.close()
+    return found
+
+
+def test_hosts_have_to_share_the_runs_folder(ranks, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / ".lock").write_text("of an earlier run")
+    shared, apart = [str(tmp_path / "run")] * 2, [str(tmp_path / "here"), str(tmp_path / "there")]
+    (first, other), (second, another) = ranks(2, _open, [shared, apart])
+    assert first == second and first[0] is None and first[1]
+    for said, _ in (other, another):
+        assert said is not None and "is not that of the main process on another host; put it on a file system that all hosts share" in said
+    assert other[1] is None and not (tmp_path / "here").exists() and another[1] == "of an earlier run"
+
+
 def test_one_process_does_not_continue_the_run_of_two(cli, two: tuple[Path, Outcome], arithmetic: Path) -> None:
     again = ["engine.zero_stage=2", *SAME[1:], "max_steps=4", "resume=auto"]
     outcome = cli("train", arithmetic, f"run_dir={two[0]}", *again)
