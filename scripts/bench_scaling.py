@@ -31,6 +31,7 @@ from rich.table import Table
 from scaling_projection import FORMULA, Hardware, Work, project
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from gkd_rl import engine
 from gkd_rl.engine import Engine, quiet_libraries
 
 STEPS, FIRST = 5, 2
@@ -53,22 +54,23 @@ def work(folder: Path, arguments: argparse.Namespace) -> None:
     traffic.watch()
     update = Engine.update
 
-    def watched(engine: Engine, *given: Any) -> float:
+    def watched(trained: Engine, *given: Any) -> float:
         """The update, its traffic apart. What counts goes from the end of update FIRST to the end of the last."""
         nonlocal done
         done += 1
         if done == STEPS:
-            _before(engine.deepspeed, "step", lambda: found.update(held=held_bytes(engine.deepspeed.module, engine.deepspeed.optimizer)))
+            _before(trained.deepspeed, "step", lambda: found.update(held=held_bytes(trained.deepspeed.module, trained.deepspeed.optimizer)))
         traffic.place = "update"
-        norm = update(engine, *given)
+        norm = update(trained, *given)
         traffic.place = "elsewhere"
         if done == FIRST:
             traffic.sent.clear()
         if done == STEPS:
             found["sent"] = {place: traffic.sent[place] / (STEPS - FIRST) for place in ("update", "elsewhere")}
-            found["parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in engine.deepspeed.module.parameters())
+            found["parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in trained.deepspeed.module.parameters())
         return norm
 
+    _release_at_once()
     Engine.update = watched  # pyright: ignore[reportAttributeAccessIssue]
     train(load_config(_settings(folder, arguments)))
     if os.environ["RANK"] == "0":
@@ -79,6 +81,18 @@ def work(folder: Path, arguments: argparse.Namespace) -> None:
         found["seconds"] = statistics.median(sum(step.values()) for step in steps)
         found["peak_rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         (folder / "found.json").write_text(json.dumps(found))
+
+
+def _release_at_once() -> None:
+    """Have ZeRO-3 gather weights for each use, as it does with models above its 10⁹ live weights; a small one's it would keep."""
+    settings = engine._deepspeed_config
+
+    def releasing(*given: Any) -> dict[str, Any]:
+        made = settings(*given)
+        made["zero_optimization"] |= {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
+        return made
+
+    engine._deepspeed_config = releasing
 
 
 def _before(owner: Any, name: str, act: Callable[[], None]) -> None:

@@ -73,7 +73,7 @@ def test_the_newest_checkpoint_is_the_runs_own_model(train, export, models: Mode
     assert any(not torch.equal(trained[name], initial[name]) for name in initial)
 
 
-@pytest.mark.parametrize("settings", [("engine.zero_stage=0",), ("engine.zero_stage=3", *LORA)], ids=["0", "3, lora"])
+@pytest.mark.parametrize("settings", [("engine.zero_stage=0", *LORA), ("engine.zero_stage=3",)], ids=["0, lora", "3"])
 def test_encoder_decoder_students_too(train, export, models: Models, settings: tuple[str, ...]) -> None:
     """Their embedding has several names."""
     run = train("run", f"student.path={models.t5_student}", f"teacher.path={models.t5_teacher}", *settings)
