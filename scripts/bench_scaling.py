@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gkd_rl import engine
 from gkd_rl.engine import Engine, quiet_libraries
 
+BUCKET = 50_000_000
+"""Gradients in the buffer that stage 3 keeps, whatever the model's size: ``reduce_bucket_size`` of the engine."""
 STEPS, FIRST = 5, 2
 """Steps of a run, and the first of those that count."""
 
@@ -188,10 +190,11 @@ def show(figures: dict[str, Any]) -> None:
     rows = []
     for row in (*figures["stages"], *figures["bf16"]):
         size = 2 if row["dtype"] == "bfloat16" else 4
-        mib = [f"{row[key] / 2**20:,.0f}" for key in ("held", "peak_rss")]
+        held = (row["held"] - (BUCKET * size if row["stage"] == 3 else 0)) / row["parameters"]
+        memory = [f"{held:.1f} B", f"{row['peak_rss'] / 2**20:,.0f}"]
         sent = [f"{row['bytes_per_weight'][place] / size:.2f} P" for place in ("update", "elsewhere")]
-        rows.append((str(row["stage"]), row["dtype"], f"{row['seconds']:.2f}", f"{FORMULA[row['stage']]:.0f} P", *sent, *mib))
-    head = ("stage", "weights", "s/step", "formula", "sent in the update", "sent elsewhere", "MiB held", "MiB peak RSS")
+        rows.append((str(row["stage"]), row["dtype"], f"{row['seconds']:.2f}", f"{FORMULA[row['stage']]:.0f} P", *sent, *memory))
+    head = ("stage", "weights", "s/step", "formula", "sent in the update", "sent elsewhere", "held per weight", "MiB peak RSS")
     _table(console, "measured: 2 processes; P is the size of the weights in their own precision", head, rows)
     _show_projection(console, figures["projection"])
 
@@ -204,13 +207,31 @@ def _show_projection(console: Console, rows: list[dict[str, Any]]) -> None:
         f"{hardware.memory_bandwidth / 1e12:.2f} TB/s, {hardware.link_share:.0%} of the links"
     )
     lines = []
-    for row in rows:
-        phases = [f"{seconds:.1f}" for seconds in row["phases"].values()]
-        moved = [f"{row['communication'][place]:.2f}" for place in ("update", "elsewhere")]
-        total = f"{row['seconds']:.1f}" if row["fits"] else "does not fit"
-        lines.append((str(row["gpus"]), row["teacher"], str(row["stage"]), f"{row['gb']:.0f}", *phases, *moved, total))
-    head = ("GPUs", "teacher", "stage", "GB/GPU", "sample s", "teacher s", "student s", "update sent s", "gather s", "step s")
-    _table(console, title, head, lines)
+    for (gpus, teacher), group in groupby(rows, lambda row: (row["gpus"], row["teacher"])):
+        stages = list(group)
+        memory = [f"{row['gb']:.0f}" + ("" if row["fits"] else " ✗") for row in stages]
+        phases = [f"{seconds:.1f}" for seconds in stages[0]["phases"].values()]
+        sent = [f"{sum(row['communication'].values()):.2f}" for row in stages]
+        quickest = min((row for row in stages if row["fits"]), key=lambda row: row["seconds"], default=None)
+        best = "-" if quickest is None else f"{quickest['seconds']:.1f} ({quickest['stage']})"
+        lines.append((str(gpus), teacher, *memory, *phases, *sent, best))
+    numbers = [str(row["stage"]) for row in rows[:3]]
+    head = (
+        "GPUs",
+        "teacher",
+        *(f"GB {n}" for n in numbers),
+        "sample",
+        "teacher",
+        "student",
+        *(f"sent {n}" for n in numbers),
+        "step (stage)",
+    )
+    _table(
+        console,
+        f"{title}\nGB per GPU and seconds sent by ZeRO stage, ✗: does not fit; seconds of phases and of the quickest stage",
+        head,
+        lines,
+    )
 
 
 def _table(console: Console, title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

@@ -48,6 +48,8 @@ class Placement:
     name: str
     bytes_per_weight: float = 0.0
     serving: float = 0.0
+    samples: bool = True
+    """Whether the student samples: scores can be cached of the dataset's completions alone."""
 
 
 PLACEMENTS = (
@@ -55,22 +57,26 @@ PLACEMENTS = (
     Placement("8 bits on every GPU", 1.0),
     Placement("4 bits on every GPU", 0.5),
     Placement("served by half of the GPUs", serving=0.5),
-    Placement("cached on disk"),
+    Placement("cached, no sampling", samples=False),
 )
 FORMULA = {0: 2.0, 1: 2.0, 2: 2.0, 3: 3.0}
 """Weights that each rank sends in an update, in units of P·(N-1)/N: gradients reduced and scattered, weights gathered, at stage 3 twice
 (ZeRO, arXiv 1910.02054, section 7)."""
 WEIGHT, GRADIENT, STATES = 2.0, 4.0, 12.0
 """Bytes per weight of a bf16 student: itself, its fp32 gradient, and AdamW's fp32 weight and two moments."""
+LOOSE = 2.0
+"""Bytes per weight of the bf16 gradient before it is added to the fp32 one: whole at stage 1, a bucket at a time above."""
 
 
 def student_bytes(parameters: float, stage: int, processes: int) -> float:
     """Bytes per GPU of weights, gradients and optimiser states between steps, activations and buffers left out.
 
-    ``WEIGHT·P + GRADIENT·P + STATES·P``, of which the stage divides the last (1), the last two (2) or all (3) by N.
+    ``WEIGHT·P + GRADIENT·P + STATES·P``, of which the stage divides the last (1), the last two (2) or all (3) by N; ``LOOSE·P`` beside at
+    stage 1. Stage 0 is not for bf16 (the engine takes stage 1 in its place).
     """
     divided = [processes if stage >= first else 1 for first in (3, 2, 1)]
-    return sum(parameters * size / parts for size, parts in zip((WEIGHT, GRADIENT, STATES), divided, strict=True))
+    whole = sum(parameters * size / parts for size, parts in zip((WEIGHT, GRADIENT, STATES), divided, strict=True))
+    return whole + (parameters * LOOSE if stage == 1 else 0.0)
 
 
 def sampling_bytes(parameters: float, stage: int, processes: int) -> float:
@@ -98,7 +104,7 @@ def phase_seconds(work: Work, placement: Placement, gpus: int, hardware: Hardwar
     decoding = work.completion * work.student * WEIGHT / (hardware.memory_bandwidth * hardware.memory_share)
     scoring = gpus * (placement.serving or (1.0 if placement.bytes_per_weight else 0.0))
     return {
-        "sample": 2 * work.student * rows * work.prompt / (trains * rate) + decoding,
+        "sample": 2 * work.student * rows * work.prompt / (trains * rate) + decoding if placement.samples else 0.0,
         "teacher": 2 * work.teacher * tokens / (scoring * rate) if scoring else 0.0,
         "student": 6 * work.student * tokens / (trains * rate),
     }
@@ -116,7 +122,7 @@ def project(payloads: dict[int, dict[str, float]], hardware: Hardware | None = N
             processes = round(gpus * (1 - placement.serving))
             for stage, payload in payloads.items():
                 held = student_bytes(work.student, stage, processes) + work.teacher * placement.bytes_per_weight
-                peak = held + sampling_bytes(work.student, stage, processes)
+                peak = held + (sampling_bytes(work.student, stage, processes) if placement.samples else 0.0)
                 moved = {name: transfer_seconds(work.student * size, processes, hardware) for name, size in payload.items()}
                 rows.append(
                     {
