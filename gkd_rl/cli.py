@@ -18,6 +18,7 @@ examples:
   gkd-rl train configs/arithmetic.yaml                          align and compress the embedded student
   gkd-rl train configs/gsm8k.yaml data_dir=DATA student.path=A teacher.path=B
   gkd-rl ablate configs/ablate_alpha.yaml                       reward against distillation
+  gkd-rl export RUN_DIR --out MODEL                             a model folder from the newest checkpoint
   gkd-rl grade answers.jsonl --reference-field answer --completion-field completion
   torchrun --nproc_per_node 2 -m gkd_rl train configs/arithmetic.yaml engine.zero_stage=2
 """

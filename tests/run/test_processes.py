@@ -95,6 +95,11 @@ def test_a_process_that_has_its_rank_or_is_alone_may_start() -> None:
     require_ranks({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"})
 
 
+def test_the_word_that_the_deepspeed_launcher_puts_first_is_taken(cli, tmp_path: Path) -> None:
+    outcome = cli("--local_rank=1", "train", tmp_path / "none.yaml")
+    assert outcome.status == 2 and "none.yaml" in outcome.err and "local_rank" not in outcome.err
+
+
 def _open(cases: list[list[str]]) -> list[tuple[str | None, str | None]]:
     """Of each run's folders by rank: what opening it says to this rank, and what then is in this rank's."""
     from gkd_rl.config.run import Config
