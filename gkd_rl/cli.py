@@ -18,6 +18,7 @@ examples:
   gkd-rl train configs/arithmetic.yaml                          align and compress the embedded student
   gkd-rl train configs/gsm8k.yaml data_dir=DATA student.path=A teacher.path=B
   gkd-rl ablate configs/ablate_alpha.yaml                       reward against distillation
+  gkd-rl export RUN_DIR --out MODEL                             a model folder from the newest checkpoint
   gkd-rl grade answers.jsonl --reference-field answer --completion-field completion
   torchrun --nproc_per_node 2 -m gkd_rl train configs/arithmetic.yaml engine.zero_stage=2
 """
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher puts it first; LOCAL_RANK says the same
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _configured(commands, "train", _train, "train a student on reward and teacher at once", _TRAIN)
     evaluate = _configured(commands, "evaluate", _evaluate, "evaluate a model on held-out examples", _EVALUATE)
@@ -98,6 +100,15 @@ def _parser() -> argparse.ArgumentParser:
         commands, "cache-teacher", _cache_teacher, "keep the teacher's scores of the dataset's completions on disk", _CACHE
     )
     caching.add_argument("--out", required=True, metavar="DIR", help="folder of the cache; one that was begun is completed")
+    exporting = commands.add_parser(
+        "export",
+        help="make a model folder from a checkpoint of a run",
+        description="Write the student of a checkpoint as a folder that from_pretrained loads, at any ZeRO stage; an adapter is merged.",
+    )
+    exporting.add_argument("source", metavar="CHECKPOINT_OR_RUN", help="RUN_DIR/checkpoints/step-N, or RUN_DIR for its newest")
+    exporting.add_argument("--out", required=True, metavar="FOLDER", help="new folder of the model; an adapter goes to FOLDER/adapter")
+    exporting.add_argument("--student", metavar="PATH", help="where the model that the run began with is now (default: student.path)")
+    exporting.set_defaults(run=_export)
     grade = commands.add_parser(
         "grade",
         help="grade answers in a file against references",
@@ -190,6 +201,13 @@ def _cache_teacher(parsed: argparse.Namespace) -> int:
     from gkd_rl.cache_teacher import cache_teacher
 
     cache_teacher(config, parsed.out)
+    return 0
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from gkd_rl.export import export
+
+    export(parsed.source, parsed.out, parsed.student)
     return 0
 
 

@@ -67,12 +67,34 @@ BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe"
 """What errors of gloo and NCCL say where another process is gone or hangs."""
 
 
+def require_ranks(environment: Mapping[str, str]) -> None:
+    """Raise ``UserError`` for a process of several, or meant to be, that was not told its rank: each would train by itself.
+
+    ``accelerate launch --cpu`` starts one process whatever ``--num_processes`` says; ``mpirun`` and ``srun`` name ranks in variables of
+    their own.
+    """
+    if "WORLD_SIZE" in environment:
+        return
+    if environment.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in environment:
+        raise UserError(
+            "accelerate launch --cpu started one process in the place of several; leave --cpu out and give --multi_gpu, which also starts "
+            "them where there is no GPU, or start with torchrun"
+        )
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
+        if int(environment.get(name) or 1) > 1:
+            raise UserError(
+                f"this is one of {name}={environment[name]} processes but RANK and WORLD_SIZE are not set; start one torchrun per host "
+                "(docs/scaling.md), which sets them"
+            )
+
+
 class Processes:
     """This process among the others: its rank, their number, its device. Started before anything is loaded."""
 
     def __init__(self, threads: int = 0, timeout: float = 1800.0) -> None:
         """``threads`` of torch (0: its default); ``timeout``: seconds after which a rank that does not answer is given up."""
         quiet_libraries()
+        require_ranks(os.environ)
         if threads:
             torch.set_num_threads(threads)
         self.rank = int(os.environ.get("RANK", "0"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,24 @@ def open_folder(config: Config, processes: Processes) -> RunFolder | None:
     problem = processes.gather(problem)[0]
     if problem:
         raise UserError(problem)
+    _require_shared(config, processes, folder)
     return folder
+
+
+def _require_shared(config: Config, processes: Processes, folder: RunFolder | None) -> None:
+    """Raise ``UserError`` unless all ranks see the main process's folder: every one of them writes its part of a checkpoint there."""
+    if processes.count == 1:
+        return
+    mark = processes.gather(None if folder is None else folder.mark())[0]
+    blind = processes.gather(None if RunFolder.mark_in(Path(config.run_dir)) == mark else platform.node())
+    if any(blind):
+        if folder is not None:
+            folder.abandon()
+        rank = next(number for number, host in enumerate(blind) if host)
+        raise UserError(
+            f"run_dir {config.run_dir} of rank {rank} on {blind[rank]} is not that of the main process on another host; put it on a file "
+            "system that all hosts share"
+        )
 
 
 def parts_of(config: Config, processes: Processes, folder: RunFolder | None) -> Parts:
@@ -190,11 +208,16 @@ def finish(run: Run, summary: dict[str, Any], started: float) -> dict[str, Any]:
 
 def save_student(student: LanguageModel, folder: Path) -> None:
     """``model/`` in Hugging Face form, an adapter merged into it, and ``adapter/`` in peft's form where there is one."""
+    save_model(student, folder / "model", folder / "adapter")
+
+
+def save_model(student: LanguageModel, folder: Path, adapter: Path) -> None:
+    """The student in Hugging Face form, an adapter merged into it, in ``folder``; the adapter alone, where there is one, in ``adapter``."""
     with merged(student.module):
-        student.module.save_pretrained(folder / "model")
-    student.tokenizer.save_pretrained(folder / "model")
+        student.module.save_pretrained(folder)
+    student.tokenizer.save_pretrained(folder)
     if has_lora(student.module):
-        save_adapter(student.module, folder / "adapter")
+        save_adapter(student.module, adapter)
 
 
 def _row(evaluation: Evaluation) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import platform
+import secrets
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
@@ -49,6 +50,22 @@ class RunFolder:
                 f"run_dir {self.path} already holds a run; resume=auto continues it, resume=new sets it aside first, "
                 "or choose another run_dir"
             )
+
+    def mark(self) -> str:
+        """A word that only who sees this very folder can read with ``mark_in``."""
+        word = secrets.token_hex()
+        self._lock.write(word)
+        self._lock.flush()
+        os.fsync(self._lock.fileno())
+        return word
+
+    @staticmethod
+    def mark_in(path: Path) -> str | None:
+        """The word left in the folder at ``path``; None where there is no such folder."""
+        try:
+            return (path / ".lock").read_text()
+        except OSError:
+            return None
 
     def begin(self, resume: str) -> str | None:
         """Make room for the run, now that nothing keeps it from starting; returns a sentence if an earlier one was set aside."""

@@ -38,6 +38,11 @@ def run_ranks(count: int, function: Callable[..., Any], *arguments: Any, timeout
         return [pickle.loads((folder / f"result-{rank}").read_bytes()) for rank in range(count)]
 
 
+def torchrun(count: int = 2) -> tuple[str, ...]:
+    """What comes between the interpreter and ``-m MODULE`` to start ``count`` processes of it on this host."""
+    return ("-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_addr", "127.0.0.1", "--master_port", str(free_port()))
+
+
 def free_port() -> int:
     """A port that nobody listens to at present."""
     with socket.socket() as listener:

@@ -25,11 +25,14 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """``start(*arguments, launcher=[...])``: ``python -m gkd_rl`` in a process of its own, ended with the session at the latest."""
+    """``start(*arguments, launcher=[...])``: ``python -m gkd_rl`` in a process of its own, ended with the session at the latest.
+
+    ``launcher`` comes after the interpreter, ``module`` says to it what to start.
+    """
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: Any, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-        command = [sys.executable, *launcher, "-m", "gkd_rl", *map(str, arguments)]
+    def start(*arguments: Any, launcher: tuple[str, ...] = (), module: str = "-m") -> subprocess.Popen[str]:
+        command = [sys.executable, *launcher, module, "gkd_rl", *map(str, arguments)]
         interruptible = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
@@ -48,8 +51,8 @@ def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Pope
 def run(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., Outcome]:
     """``run(*arguments)``: the command in a process of its own, to its end."""
 
-    def run(*arguments: Any, launcher: tuple[str, ...] = ()) -> Outcome:
-        process = start(*arguments, launcher=launcher)
+    def run(*arguments: Any, launcher: tuple[str, ...] = (), module: str = "-m") -> Outcome:
+        process = start(*arguments, launcher=launcher, module=module)
         out, err = process.communicate(timeout=200)
         return Outcome(process.returncode, out, err)
 

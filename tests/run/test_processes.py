@@ -1,29 +1,24 @@
-"""Two processes under ``torchrun`` do the work of one, and leave one set of files."""
+"""Two processes do the work of one, whatever starts them, and leave one set of files."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from launching import free_port, torchrun
 from workbench import Outcome, check_folder, rows_of
 
+from gkd_rl.engine import require_ranks
+
 SAME = ["max_steps=3", "rollout.updates_per_pass=1", "evaluation.every=2"]
-
-
-def _torchrun() -> tuple[str, ...]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    return ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", str(port))
 
 
 @pytest.fixture(scope="module")
 def two(run: Callable[..., Outcome], arithmetic: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """A run of two processes at ZeRO stage 2."""
     folder = tmp_path_factory.mktemp("two") / "run"
-    return folder, run("train", arithmetic, f"run_dir={folder}", "engine.zero_stage=2", *SAME, launcher=_torchrun())
+    return folder, run("train", arithmetic, f"run_dir={folder}", "engine.zero_stage=2", *SAME, launcher=torchrun())
 
 
 @pytest.fixture
@@ -59,6 +54,85 @@ def test_only_one_of_two_processes_speaks_and_writes(two: tuple[Path, Outcome]) 
     assert {file.name for file in (folder / "checkpoints" / "step-00000003").glob("buffer-*.pt")} == {"buffer-0.pt", "buffer-1.pt"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["deepspeed", "accelerate"])
+def test_other_launchers_start_the_same_run(run, two: tuple[Path, Outcome], arithmetic: Path, tmp_path: Path, launcher: str) -> None:
+    port = str(free_port())
+    words = {
+        "deepspeed": ("-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", port),
+        "accelerate": (
+            *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2"),
+            *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port),
+        ),
+    }[launcher]
+    outcome = run("train", arithmetic, f"run_dir={tmp_path / 'run'}", "engine.zero_stage=2", *SAME, launcher=words, module="--module")
+    assert outcome.status == 0, outcome.err
+    check_folder(tmp_path / "run", steps=3)
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (two[0] / name).read_bytes()
+    assert outcome.out.count("greedy accuracy") == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "leave --cpu out and give --multi_gpu"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "one of OMPI_COMM_WORLD_SIZE=2 processes but RANK and WORLD_SIZE are not set"),
+        ({"PMI_SIZE": "4"}, "one of PMI_SIZE=4 processes"),
+        ({"SLURM_STEP_NUM_TASKS": "8"}, "start one torchrun per host"),
+    ],
+)
+def test_processes_without_ranks_do_not_train_each_by_itself(refused_run, monkeypatch, environment: dict[str, str], said: str) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("gkd_rl.build.load_language_model", None)
+    assert said in refused_run()
+
+
+def test_a_process_that_has_its_rank_or_is_alone_may_start() -> None:
+    require_ranks({"OMPI_COMM_WORLD_SIZE": "2", "WORLD_SIZE": "2", "RANK": "1"})
+    require_ranks({"ACCELERATE_USE_CPU": "True"})
+    require_ranks({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"})
+
+
+def test_the_word_that_the_deepspeed_launcher_puts_first_is_taken(cli, tmp_path: Path) -> None:
+    outcome = cli("--local_rank=1", "train", tmp_path / "none.yaml")
+    assert outcome.status == 2 and "none.yaml" in outcome.err and "local_rank" not in outcome.err
+
+
+def _open(cases: list[list[str]]) -> list[tuple[str | None, str | None]]:
+    """Of each run's folders by rank: what opening it says to this rank, and what then is in this rank's."""
+    from gkd_rl.config.run import Config
+    from gkd_rl.engine import Processes
+    from gkd_rl.errors import UserError
+    from gkd_rl.run import open_folder
+
+    processes, found = Processes(), []
+    for folders in cases:
+        said, held = None, None
+        try:
+            held = open_folder(Config(run_dir=folders[processes.rank]), processes)
+        except UserError as error:
+            said = str(error)
+        processes.barrier()
+        lock = Path(folders[processes.rank]) / ".lock"
+        found.append((said, lock.read_text() if lock.exists() else None))
+        if held is not None:
+            held.close()
+    return found
+
+
+def test_hosts_have_to_share_the_runs_folder(ranks, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / ".lock").write_text("of an earlier run")
+    shared, apart = [str(tmp_path / "run")] * 2, [str(tmp_path / "here"), str(tmp_path / "there")]
+    (first, other), (second, another) = ranks(2, _open, [shared, apart])
+    assert first == second and first[0] is None and first[1]
+    for said, _ in (other, another):
+        assert said is not None and "is not that of the main process on another host; put it on a file system that all hosts share" in said
+    assert other[1] is None and not (tmp_path / "here").exists() and another[1] == "of an earlier run"
+
+
 def test_one_process_does_not_continue_the_run_of_two(cli, two: tuple[Path, Outcome], arithmetic: Path) -> None:
     again = ["engine.zero_stage=2", *SAME[1:], "max_steps=4", "resume=auto"]
     outcome = cli("train", arithmetic, f"run_dir={two[0]}", *again)
@@ -82,8 +156,8 @@ def test_two_processes_continue_the_run_of_one_but_for_the_last_digits(run, cli,
 def test_two_processes_continue_to_the_last_digit(run, two: tuple[Path, Outcome], arithmetic: Path, tmp_path: Path) -> None:
     settings = ["engine.zero_stage=2", *SAME, "checkpoint.every=1"]
     half, folder = tmp_path / "half", two[0]
-    assert run("train", arithmetic, f"run_dir={half}", *settings, "max_steps=1", launcher=_torchrun()).status == 0
-    outcome = run("train", arithmetic, f"run_dir={half}", *settings, "resume=auto", launcher=_torchrun())
+    assert run("train", arithmetic, f"run_dir={half}", *settings, "max_steps=1", launcher=torchrun()).status == 0
+    outcome = run("train", arithmetic, f"run_dir={half}", *settings, "resume=auto", launcher=torchrun())
     assert outcome.status == 0, outcome.err
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         assert (half / name).read_bytes() == (folder / name).read_bytes()
@@ -92,14 +166,14 @@ def test_two_processes_continue_to_the_last_digit(run, two: tuple[Path, Outcome]
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [["rollout.prompts_per_step=1"], ["engine.zero_stage=3"]])
 def test_two_processes_end_well_with_few_prompts_and_at_stage_three(run, arithmetic, tmp_path: Path, overrides: list[str]) -> None:
-    outcome = run("train", arithmetic, f"run_dir={tmp_path / 'run'}", *SAME, *overrides, launcher=_torchrun())
+    outcome = run("train", arithmetic, f"run_dir={tmp_path / 'run'}", *SAME, *overrides, launcher=torchrun())
     assert outcome.status == 0, outcome.err
     check_folder(tmp_path / "run", steps=3)
 
 
 @pytest.mark.slow
 def test_a_mistake_ends_both_processes(run, arithmetic: Path, tmp_path: Path) -> None:
-    outcome = run("train", arithmetic, f"run_dir={tmp_path / 'run'}", "student.path=embedded:nobody", launcher=_torchrun())
+    outcome = run("train", arithmetic, f"run_dir={tmp_path / 'run'}", "student.path=embedded:nobody", launcher=torchrun())
     assert outcome.status != 0
     assert "gkd-rl: student.path: there is no embedded model 'nobody'" in outcome.err
     assert not (tmp_path / "run").exists()

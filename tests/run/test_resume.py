@@ -92,8 +92,8 @@ def test_a_killed_run_continues_to_the_last_digit(continued: tuple[Path, Outcome
 
 
 def test_a_checkpoint_that_was_not_finished_is_passed_over(continued: tuple[Path, Outcome]) -> None:
-    said = continued[1].out
-    assert "step-00000005" not in said
+    said = continued[1].out.replace("\n", "")
+    assert "step-00000005 is passed over: it was not finished" in said and "resumed from" in said.split("step-00000005")[1]
     assert f"({STEPS} steps done)" not in said and f"of {STEPS} steps done)" in said
 
 
@@ -135,19 +135,6 @@ def test_a_run_is_not_continued_with_other_settings(refused, arithmetic: Path, w
     assert _fingerprints(whole) == before
 
 
-def test_a_damaged_checkpoint_is_named(cli, arithmetic: Path, whole: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(whole, tmp_path / "run")
-    damaged = folder / "checkpoints" / f"step-{STEPS:08d}"
-    os.truncate(damaged / "state" / "mp_rank_00_model_states.pt", 1000)
-    outcome = cli("train", arithmetic, f"run_dir={folder}", "resume=auto", f"max_steps={STEPS + 1}")
-    assert outcome.status == 2
-    assert f"the checkpoint {damaged} cannot be read (" in outcome.err
-    assert outcome.err.endswith("remove it to continue from an earlier one\n") and outcome.err.count("\n") == 1
-    shutil.rmtree(damaged)
-    assert cli("train", arithmetic, f"run_dir={folder}", "resume=auto").status == 0
-    assert (folder / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-
-
 def test_an_interrupted_run_says_how_to_go_on(start: Callable, arithmetic: Path, tmp_path: Path) -> None:
     process = start("train", arithmetic, f"run_dir={tmp_path / 'run'}", "max_steps=10000")
     deadline = time.monotonic() + 120
@@ -157,7 +144,8 @@ def test_an_interrupted_run_says_how_to_go_on(start: Callable, arithmetic: Path,
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == "gkd-rl: interrupted; resume=auto continues from the newest checkpoint\n"
+    assert "gkd-rl: SIGINT: this step is finished and its state kept; a second signal leaves at once\n" in err
+    assert err.endswith(" of 10000; resume=auto continues there\n")
 
 
 def test_only_so_many_checkpoints_are_kept(whole: Path) -> None:
