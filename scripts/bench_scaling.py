@@ -32,7 +32,7 @@ from scaling_projection import FORMULA, Hardware, Work, project
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gkd_rl import engine
-from gkd_rl.engine import Engine, quiet_libraries
+from gkd_rl.engine import Engine, Update, quiet_libraries
 
 BUCKET = 50_000_000
 """Gradients in the buffer that stage 3 keeps, whatever the model's size: ``reduce_bucket_size`` of the engine."""
@@ -56,21 +56,21 @@ def work(folder: Path, arguments: argparse.Namespace) -> None:
     traffic.watch()
     update = Engine.update
 
-    def watched(trained: Engine, *given: Any) -> float:
+    def watched(trained: Engine, *given: Any) -> Update:
         """The update, its traffic apart. What counts goes from the end of update FIRST to the end of the last."""
         nonlocal done
         done += 1
         if done == STEPS:
             _before(trained.deepspeed, "step", lambda: found.update(held=held_bytes(trained.deepspeed.module, trained.deepspeed.optimizer)))
         traffic.place = "update"
-        norm = update(trained, *given)
+        taken = update(trained, *given)
         traffic.place = "elsewhere"
         if done == FIRST:
             traffic.sent.clear()
         if done == STEPS:
             found["sent"] = {place: traffic.sent[place] / (STEPS - FIRST) for place in ("update", "elsewhere")}
             found["parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in trained.deepspeed.module.parameters())
-        return norm
+        return taken
 
     _release_at_once()
     Engine.update = watched  # pyright: ignore[reportAttributeAccessIssue]

@@ -157,6 +157,6 @@ def test_baselines_of_advantages_are_taken_over_the_rows_of_all_ranks(one_rank: 
 
 
 def _assert_equal_training(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert found["norms"] == pytest.approx(expected["norms"], rel=1e-4)
+    assert found["norms"] == pytest.approx(expected["norms"], rel=5e-4)  # AdamW makes rounding of small gradients larger, update by update
     for ours, theirs in zip(found["parameters"], expected["parameters"], strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)

@@ -144,7 +144,7 @@ def test_two_processes_continue_the_run_of_one_but_for_the_last_digits(run, cli,
     half = tmp_path / "half"
     assert cli("train", arithmetic, f"run_dir={half}", *SAME, "max_steps=1", "evaluation.every=0").status == 0
     settings = ["resume=auto", "evaluation.every=0"]
-    outcome = run("train", arithmetic, f"run_dir={half}", *SAME, *settings, launcher=_torchrun())
+    outcome = run("train", arithmetic, f"run_dir={half}", *SAME, *settings, launcher=torchrun())
     assert outcome.status == 0, outcome.err
     assert "it was written by 1 processes, and there are 2 now" in outcome.out.replace("\n", " ")
     for mine, its in zip(rows_of(half / "metrics.jsonl"), rows_of(one / "metrics.jsonl"), strict=True):
