@@ -53,8 +53,6 @@ def forget_gradient(deepspeed: Any) -> None:
     if not hasattr(optimizer, "averaged_gradients"):
         return
     if hasattr(optimizer, "all_grad_tensors"):
-        optimizer.micro_step_id = -1
-        optimizer._release_preflattened_grad_buffers()
         optimizer.averaged_gradients = dict.fromkeys(optimizer.averaged_gradients)
         optimizer.all_grad_tensors = dict.fromkeys(optimizer.all_grad_tensors)
     else:

@@ -97,7 +97,7 @@ def _without_memory(engine: Engine, learner: Learner, experience: Experience, pl
     try:
         update(engine, learner, experience, forward)
     except OutOfMemory:
-        return True
+        return getattr(engine.deepspeed.optimizer, "_backward_active_depth", 0) == 0  # none is taken to be under way
     return False
 
 
