@@ -20,6 +20,7 @@ from gkd_rl.config.student import StudentConfig
 from gkd_rl.console import Terminal
 from gkd_rl.engine import quiet_libraries
 from gkd_rl.errors import UserError
+from gkd_rl.intact import closed
 from gkd_rl.models.language_model import LanguageModel, load_language_model
 from gkd_rl.models.lora import require_peft
 from gkd_rl.models.trained import mark_trained
@@ -71,10 +72,14 @@ def find_checkpoint(source: Path) -> tuple[Path, Path]:
     if run is not whole:
         if not (whole / "state.json").is_file():
             raise UserError(f"{source} is no finished checkpoint: it has no state.json; give another, or the run's folder")
+        _, problem = closed(source)
+        if problem:
+            raise UserError(f"the checkpoint {source} cannot be read ({problem}); give another of the run's checkpoints")
         return run, source
-    found = Checkpoints(source, 1).newest()
+    found, passed = Checkpoints(source, 1).look()
     if found is None:
-        raise UserError(f"{source} holds no finished checkpoint; checkpoint.every says how often a run writes one")
+        why = f" ({passed[0]})" if passed else ""
+        raise UserError(f"{source} holds no intact checkpoint{why}; checkpoint.every says how often a run writes one")
     return run, found[0]
 
 

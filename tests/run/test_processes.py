@@ -83,6 +83,7 @@ def test_other_launchers_start_the_same_run(run, two: tuple[Path, Outcome], arit
     ],
 )
 def test_processes_without_ranks_do_not_train_each_by_itself(refused_run, monkeypatch, environment: dict[str, str], said: str) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)  # libraries leave it behind in this process
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("gkd_rl.build.load_language_model", None)
