@@ -10,15 +10,14 @@ from experiences import experience, own_logits, token_rows
 from tiny_models import build, language_model, letters, save
 
 from gkd_rl.config.run import TeacherConfig
-from gkd_rl.engine import Processes
 from gkd_rl.models.language_model import LanguageModel
 from gkd_rl.objective.head import logits_of
+from gkd_rl.processes import Processes
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.sampler import InProcessSampler
 from gkd_rl.teacher.build import load_frozen
 from gkd_rl.teacher.local import LocalTeacher
 
-bitsandbytes = pytest.importorskip("bitsandbytes")
 WIDE = {
     "llama:untied": {"hidden_size": 64, "intermediate_size": 64, "head_dim": 32},
     "t5": {"d_model": 64, "d_ff": 64, "d_kv": 32},
