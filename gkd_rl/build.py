@@ -8,7 +8,7 @@ from pathlib import Path
 from gkd_rl.config.run import Config
 from gkd_rl.config.validate import validate
 from gkd_rl.console import PhaseTimes
-from gkd_rl.engine import Engine, Processes
+from gkd_rl.engine import Engine
 from gkd_rl.errors import UserError
 from gkd_rl.evaluation.evaluate import Evaluator
 from gkd_rl.models.checkpointing import checkpoint_activations
@@ -18,6 +18,7 @@ from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_tokens
 from gkd_rl.models.trained import check_trained, mark_trained
 from gkd_rl.objective.compiled import has_compiler
+from gkd_rl.processes import Processes
 from gkd_rl.rollout.ahead import CopySampler
 from gkd_rl.rollout.completions import TeacherCompletions
 from gkd_rl.rollout.drawing import SamplingParams

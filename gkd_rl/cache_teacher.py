@@ -10,9 +10,9 @@ from gkd_rl.build import build_parts
 from gkd_rl.config.run import Config
 from gkd_rl.config.validate import validate
 from gkd_rl.console import Terminal
-from gkd_rl.engine import Processes
 from gkd_rl.errors import UserError
 from gkd_rl.models.tokenizers import completion_tokens, prompt_tokens
+from gkd_rl.processes import Processes
 from gkd_rl.rollout.sampler import dataset_rollouts
 from gkd_rl.teacher.build import teacher_name
 from gkd_rl.teacher.cache import CacheHeader, TeacherCache

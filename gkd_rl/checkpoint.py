@@ -20,9 +20,10 @@ from torch import Tensor
 
 from gkd_rl.config.load import differences, load_config, value_at
 from gkd_rl.config.run import Config, VllmConfig
-from gkd_rl.engine import Engine, Processes
+from gkd_rl.engine import Engine
 from gkd_rl.errors import UserError
 from gkd_rl.intact import CLOSING, closed, digests
+from gkd_rl.processes import Processes
 from gkd_rl.rollout.ahead import Ahead
 from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.run_folder import RunFolder, remove_tree, write_atomically

@@ -18,12 +18,12 @@ from gkd_rl.config.load import load_config
 from gkd_rl.config.run import Config
 from gkd_rl.config.student import StudentConfig
 from gkd_rl.console import Terminal
-from gkd_rl.engine import quiet_libraries
 from gkd_rl.errors import UserError
 from gkd_rl.intact import closed
 from gkd_rl.models.language_model import LanguageModel, load_language_model
 from gkd_rl.models.lora import require_peft
 from gkd_rl.models.trained import mark_trained
+from gkd_rl.processes import quiet_libraries
 from gkd_rl.run import save_model
 from gkd_rl.run_folder import remove_tree
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gkd_rl.engine import Processes
+from gkd_rl.processes import Processes
 
 CLOSING = "state.json"
 """Written last; a folder without it was not finished."""

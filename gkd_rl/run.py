@@ -15,13 +15,14 @@ from gkd_rl.build import Parts, build_engine, build_parts
 from gkd_rl.checkpoint import Checkpoints, look_on_main
 from gkd_rl.config.run import Config
 from gkd_rl.console import PhaseTimes, Terminal
-from gkd_rl.engine import Engine, Processes
+from gkd_rl.engine import Engine
 from gkd_rl.errors import UserError
 from gkd_rl.evaluation.evaluate import Evaluation
 from gkd_rl.learner import Learner
 from gkd_rl.models.language_model import LanguageModel
 from gkd_rl.models.lora import has_lora, merged, save_adapter
 from gkd_rl.objective.schedule import ScoreHistory
+from gkd_rl.processes import Processes
 from gkd_rl.rollout.ahead import Ahead
 from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.rollout.sampler import InProcessSampler

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from gkd_rl.engine import Processes
+from gkd_rl.processes import Processes
 from gkd_rl.types import Experience, ObjectiveResult, Rollouts
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from gkd_rl.config.objective import AdvantageConfig
 from gkd_rl.config.run import RewardConfig
-from gkd_rl.engine import Processes
 from gkd_rl.objective.advantage import advantages
+from gkd_rl.processes import Processes
 from gkd_rl.types import Rollouts
 from reward_models.combine import WeightedSum
 from reward_models.errors import RewardValueError

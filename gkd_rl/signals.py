@@ -9,7 +9,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from gkd_rl.engine import Processes
+from gkd_rl.processes import Processes
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 

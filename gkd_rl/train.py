@@ -20,11 +20,11 @@ from gkd_rl.config.load import config_to_yaml
 from gkd_rl.config.run import Config, OptimizerConfig
 from gkd_rl.config.validate import validate
 from gkd_rl.console import PhaseTimes, Terminal
-from gkd_rl.engine import Processes
 from gkd_rl.errors import Stopped, UserError
 from gkd_rl.faults import guarded_update
 from gkd_rl.objective.schedule import weights_at
 from gkd_rl.objective.telemetry import summarise
+from gkd_rl.processes import Processes
 from gkd_rl.rollout.ahead import Ahead
 from gkd_rl.run import Run, assemble, evaluate_during, finish, finished, open_folder, parts_of, start_or_resume
 from gkd_rl.run_folder import RunFolder, environment

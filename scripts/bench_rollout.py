@@ -30,8 +30,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gkd_rl.config.run import VllmConfig
-from gkd_rl.engine import Processes
 from gkd_rl.models.language_model import LanguageModel, encode_prompts, wrap
+from gkd_rl.processes import Processes
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.sampler import InProcessSampler
 from gkd_rl.rollout.vllm import VllmSampler

@@ -32,7 +32,8 @@ from scaling_projection import FORMULA, Hardware, Work, project
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gkd_rl import engine
-from gkd_rl.engine import Engine, Update, quiet_libraries
+from gkd_rl.engine import Engine, Update
+from gkd_rl.processes import quiet_libraries
 
 BUCKET = 50_000_000
 """Gradients in the buffer that stage 3 keeps, whatever the model's size: ``reduce_bucket_size`` of the engine."""

@@ -34,7 +34,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gkd_rl.config.run import RewardConfig
-from gkd_rl.engine import quiet_libraries
+from gkd_rl.processes import quiet_libraries
 from gkd_rl.types import Example
 
 GROUP = 4

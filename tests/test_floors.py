@@ -19,7 +19,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),  # the check of a configuration asks the objective about its part
     ("gkd_rl.models",),
     (
-        *("gkd_rl.teacher", "gkd_rl.rollout", "gkd_rl.engine", "gkd_rl.accumulated", "gkd_rl.learner", "gkd_rl.scoring"),
+        *(
+            "gkd_rl.teacher",
+            "gkd_rl.rollout",
+            "gkd_rl.engine",
+            "gkd_rl.processes",
+            "gkd_rl.accumulated",
+            "gkd_rl.learner",
+            "gkd_rl.scoring",
+        ),
         *("gkd_rl.run_folder", "gkd_rl.console", "gkd_rl.checkpoint", "gkd_rl.intact", "gkd_rl.signals"),
     ),
     ("gkd_rl.tasks", "gkd_rl.evaluation"),

@@ -9,8 +9,8 @@ from gkd_rl.build import build_parts
 from gkd_rl.config.run import Config
 from gkd_rl.config.validate import validate
 from gkd_rl.console import Terminal
-from gkd_rl.engine import Processes
 from gkd_rl.evaluation.evaluate import Evaluation
+from gkd_rl.processes import Processes
 
 
 def evaluate(config: Config, as_json: bool = False) -> Evaluation:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from gkd_rl.config.objective import ObjectiveConfig
-from gkd_rl.engine import Processes
 from gkd_rl.learner import Learner
 from gkd_rl.models.language_model import LanguageModel
 from gkd_rl.objective.schedule import TermWeights
 from gkd_rl.objective.telemetry import summarise
+from gkd_rl.processes import Processes
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.rows import micro_batches
 from gkd_rl.rollout.sampler import Sampler

@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from gkd_rl.config.run import VllmConfig
-from gkd_rl.engine import Processes
 from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import LanguageModel
 from gkd_rl.models.lora import merged
 from gkd_rl.models.tokenizers import prompt_tokens
 from gkd_rl.objective.head import in_fp32
+from gkd_rl.processes import Processes
 from gkd_rl.rollout.drawing import SamplingParams, row_seed
 from gkd_rl.rollout.rescoring import token_logprobs, with_policy_logprobs
 from gkd_rl.rollout.sampler import Drawn, empty_rows, sampled_rollouts

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from gkd_rl.config.run import VllmConfig
-from gkd_rl.engine import Processes
 from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import LanguageModel
+from gkd_rl.processes import Processes
 from gkd_rl.rollout.vllm import Answer, Request, checkpoint_weights
 
 MEMORY_SHARE = 0.05

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 
 from gkd_rl.config.run import Config, TeacherConfig
 from gkd_rl.config.teachers import model_of, teacher_configs
-from gkd_rl.engine import Processes
 from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import LanguageModel, load_language_model
 from gkd_rl.models.pieces import matched_tokens, pieces_of
@@ -19,6 +18,7 @@ from gkd_rl.models.quantized import Quantized, require_bitsandbytes
 from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import load_tokenizer, require_same_tokenizer, vocabulary_size
 from gkd_rl.objective.target import teacher_temperature
+from gkd_rl.processes import Processes
 from gkd_rl.teacher.cache import CachedTeacher, open_cache
 from gkd_rl.teacher.local import LocalTeacher, Teacher, TopKTeacher
 from gkd_rl.teacher.other_tokenizer import Reteller, SpanTeacher

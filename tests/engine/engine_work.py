@@ -15,13 +15,14 @@ from gkd_rl import engine as engine_module
 from gkd_rl.config.objective import AdvantageConfig, DivergenceConfig, ObjectiveConfig, SurrogateConfig
 from gkd_rl.config.run import EngineConfig, OptimizerConfig
 from gkd_rl.config.student import LoraConfig, StudentConfig
-from gkd_rl.engine import Engine, Processes
+from gkd_rl.engine import Engine
 from gkd_rl.learner import Learner, local_counts
 from gkd_rl.models.language_model import LanguageModel
 from gkd_rl.models.lora import has_lora, merged
 from gkd_rl.models.trained import mark_trained
 from gkd_rl.objective.head import logits_of
 from gkd_rl.objective.schedule import TermWeights
+from gkd_rl.processes import Processes
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.rescoring import policy_logprobs
 from gkd_rl.rollout.rows import micro_batches, take_experience

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from gkd_rl.accumulated import OutOfMemory
-from gkd_rl.engine import Engine, Forward, Processes, Update
+from gkd_rl.engine import Engine, Forward, Update
 from gkd_rl.errors import UserError
 from gkd_rl.learner import Learner, local_counts
 from gkd_rl.models.language_model import LanguageModel
+from gkd_rl.processes import Processes
 from gkd_rl.rollout.rows import micro_batches, take_experience
 from gkd_rl.types import Experience, GlobalCounts
 from reward_models.errors import RewardError

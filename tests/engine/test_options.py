@@ -14,9 +14,9 @@ from gkd_rl.build import build_engine
 from gkd_rl.config.objective import ObjectiveConfig
 from gkd_rl.config.run import Config, EngineConfig, OptimizerConfig
 from gkd_rl.console import PhaseTimes
-from gkd_rl.engine import Processes
 from gkd_rl.learner import Learner, local_counts
 from gkd_rl.models.checkpointing import checkpoint_activations
+from gkd_rl.processes import Processes
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.rows import micro_batches
 from gkd_rl.rollout.sampler import InProcessSampler

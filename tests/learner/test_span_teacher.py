@@ -13,12 +13,12 @@ from tokenizer_zoo import LINES, tokenizer
 
 from gkd_rl.config.objective import DivergenceConfig, ObjectiveConfig
 from gkd_rl.config.run import Config, TeacherConfig
-from gkd_rl.engine import Processes
 from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import LanguageModel, wrap
 from gkd_rl.models.pieces import pieces_of
 from gkd_rl.objective.head import logits_of
 from gkd_rl.objective.schedule import TermWeights
+from gkd_rl.processes import Processes
 from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.rows import join, score_tensors

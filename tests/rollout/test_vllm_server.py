@@ -19,10 +19,10 @@ from transformers import LlamaForCausalLM
 
 from gkd_rl.config.run import VllmConfig
 from gkd_rl.config.student import LoraConfig
-from gkd_rl.engine import Processes
 from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import CausalLanguageModel, LanguageModel
 from gkd_rl.models.lora import add_lora
+from gkd_rl.processes import Processes
 from gkd_rl.rollout import vllm_server
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.sampler import InProcessSampler

@@ -9,7 +9,7 @@ from experiences import examples
 from tiny_models import language_model
 
 from gkd_rl.console import PhaseTimes
-from gkd_rl.engine import Processes
+from gkd_rl.processes import Processes
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.rows import join
 from gkd_rl.rollout.sampler import InProcessSampler, dataset_rollouts

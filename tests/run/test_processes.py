@@ -9,7 +9,7 @@ import pytest
 from launching import free_port, torchrun
 from workbench import Outcome, check_folder, rows_of
 
-from gkd_rl.engine import require_ranks
+from gkd_rl.processes import require_ranks
 
 SAME = ["max_steps=3", "rollout.updates_per_pass=1", "evaluation.every=2"]
 
@@ -104,8 +104,8 @@ def test_the_word_that_the_deepspeed_launcher_puts_first_is_taken(cli, tmp_path:
 def _open(cases: list[list[str]]) -> list[tuple[str | None, str | None]]:
     """Of each run's folders by rank: what opening it says to this rank, and what then is in this rank's."""
     from gkd_rl.config.run import Config
-    from gkd_rl.engine import Processes
     from gkd_rl.errors import UserError
+    from gkd_rl.processes import Processes
     from gkd_rl.run import open_folder
 
     processes, found = Processes(), []

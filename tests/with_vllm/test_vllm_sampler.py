@@ -14,9 +14,9 @@ from statistics_of_draws import chi_square_limit, chi_square_of
 from tiny_llama import WINDOW, change_weights, tiny_llama
 
 from gkd_rl.config.run import VllmConfig
-from gkd_rl.engine import Processes
 from gkd_rl.errors import UserError
 from gkd_rl.models.language_model import LanguageModel
+from gkd_rl.processes import Processes
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.generate import GenerateSampler
 from gkd_rl.rollout.sampler import InProcessSampler
