@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from gkd_rl.models.language_model import LanguageModel, encode_prompts
-from gkd_rl.models.linears import packed
 from gkd_rl.models.placement import placed
 from gkd_rl.models.tokenizers import completion_tokens, prompt_tokens
 from gkd_rl.objective.head import logits_of, packed_head
@@ -55,8 +54,7 @@ class InProcessSampler:
     @torch.no_grad()
     def sample(self, examples: Sequence[Example], per_prompt: int, params: SamplingParams, seed: int) -> Rollouts:
         rows = min(self.max_rows, len(examples) * per_prompt)
-        module = self.model.module
-        with placed(self.model, self.device), packed(module, rows, spared=module.get_output_embeddings()):
+        with placed(self.model, self.device), self.model.many_steps(rows):
             return self._sample(examples, per_prompt, params, seed)
 
     def _sample(self, examples: Sequence[Example], per_prompt: int, params: SamplingParams, seed: int) -> Rollouts:
