@@ -66,11 +66,14 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     if student_path is None:
         check_trained(config.student, source, where)
     task = make_task(config)
-    rewards = make_rewards(config.rewards if config.rewards is not None else task.default_rewards())
+    own = task.default_rewards()
+    rewards = make_rewards(own if config.rewards is None else config.rewards)
+    verifier = rewards if config.rewards is None or not own else make_rewards(own)
     held_out = task.held_out(config.evaluation.examples)
     if not held_out or task.train_size == 0:
         raise UserError(f"task.path: {config.task.path} has no {'training' if held_out else 'held-out'} examples; give it some")
     try_rewards(rewards, held_out)
+    try_rewards(verifier, held_out)
     tokenizer = load_tokenizer(source, where, config.student.trust_remote_code)
     check_prompts(config, tokenizer, held_out, "held-out")
     check_taught(config, held_out)
@@ -102,6 +105,7 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
         reference=_reference(config, processes, path, where, adapted),
         evaluator=Evaluator(
             rewards,
+            verifier,
             config.objective,
             processes,
             config.engine.micro_batch_tokens,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from gkd_rl.config.objective import ObjectiveConfig
 from gkd_rl.config.student import DType, StudentConfig
+from gkd_rl.config.watch import WatchConfig
 
 
 @dataclass
@@ -331,6 +332,8 @@ class Config:
     """Held-out evaluation."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Checkpoints."""
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    """Looking out for reward hacking."""
     sft: SftConfig = field(default_factory=SftConfig)
     """Supervised fine-tuning (``gkd-rl sft``)."""
     ablation: AblationConfig = field(default_factory=AblationConfig)
