@@ -36,12 +36,20 @@ STAGES = (0, 1, 2, 3)
 WEIGHTS = TermWeights(0.6, 0.4, 0.2)
 TOKEN_BUDGET = 40
 RATES = (0.02, 0.03, 0.01)
-CUTS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
-    ((0, 1, 2, 3, 4, 5, 8, 9), (6, 7)),
-    (tuple(range(10)), ()),
-    ((0,), tuple(range(1, 10))),
-)
-"""Rows of ranks 0 and 1 in each update: unequal numbers, none, and dataset rows (8 and 9) on one rank only."""
+CUTS: dict[int, tuple[tuple[tuple[int, ...], ...], ...]] = {
+    1: ((tuple(range(10)),),) * 3,
+    2: (
+        ((0, 1, 2, 3, 4, 5, 8, 9), (6, 7)),
+        (tuple(range(10)), ()),
+        ((0,), tuple(range(1, 10))),
+    ),
+    4: (
+        ((0, 1, 2, 3, 4), (8,), (), (5, 6, 7, 9)),
+        ((), (3,), (0, 1, 2, 4, 5, 6, 7), (8, 9)),
+        ((9, 0), (), (), (1, 2, 3, 4, 5, 6, 7, 8)),
+    ),
+}
+"""By number of ranks, the rows of each in each update: unequal numbers, none, and dataset rows (8 and 9) on some ranks only."""
 TRAINED = {
     "llama:lora": StudentConfig(lora=LoraConfig(rank=3, alpha=6.0, targets=["q_proj", "v_proj", "down_proj"])),
     "t5:frozen": StudentConfig(freeze=["shared.*", "lm_head.*", "encoder.block.0.*"]),
@@ -94,6 +102,19 @@ def everything(experiences: dict[str, Experience], folder: str) -> dict[str, Any
             found[kind, stage] = _train(kind, stage, experiences[kind], processes, place)
     for stage in STAGES:
         found["bfloat16", stage] = _first_change("llama", stage, experiences["llama"], processes, torch.bfloat16)
+    processes.close()
+    return found
+
+
+def updates(experiences: dict[str, Experience], folder: str) -> dict[Any, Any]:
+    """The figures of this rank's updates alone, of students that are trained whole."""
+    processes = Processes(threads=1)
+    _shard_small_parameters_too()
+    found = {
+        (kind, stage): _train(kind, stage, experiences[kind], processes, Path(folder) / f"{kind}-{stage}")
+        for kind in OBJECTIVES
+        for stage in STAGES
+    }
     processes.close()
     return found
 
@@ -168,8 +189,7 @@ def _engine(model: LanguageModel, kind: str, stage: int, processes: Processes) -
 
 def _update(engine: Engine, model: LanguageModel, kind: str, experience: Experience, number: int) -> float:
     processes = engine.processes
-    rows = CUTS[number][processes.rank] if processes.count == 2 else tuple(range(10))
-    cuts = cut(experience, rows)
+    cuts = cut(experience, CUTS[processes.count][number][processes.rank])
     learner = Learner(model, OBJECTIVES[family(kind)], WEIGHTS)
     learner.counts = GlobalCounts(**processes.sum(local_counts(cuts, learner.config)))
     return engine.update(cuts, learner.loss, RATES[number]).norm

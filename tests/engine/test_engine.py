@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import engine_work
@@ -58,6 +60,19 @@ def test_two_ranks_train_as_one_batch_does_with_unequal_shares_and_an_empty_one(
 ):
     for found in two_ranks:
         _assert_equal_training(found[kind, stage], plain[kind])
+
+
+@pytest.mark.slow
+def test_four_ranks_train_as_one_batch_does_with_unequal_shares_and_empty_ones(
+    ranks: Callable[..., list], experiences: dict[str, Experience], plain: dict[str, Any], tmp_path: Path
+):
+    four = ranks(4, engine_work.updates, experiences, str(tmp_path), timeout=600)
+    for kind, stage in itertools.product(engine_work.OBJECTIVES, STAGES):
+        for found in four:
+            _assert_equal_training(found[kind, stage], plain[kind])
+            norm, parameters = found[kind, stage]["restored"]
+            assert norm == found[kind, stage]["norms"][2]
+            assert torch.equal(parameters, found[kind, stage]["parameters"][2])
 
 
 @pytest.mark.parametrize("stage", STAGES)
