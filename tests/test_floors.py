@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
             "gkd_rl.engine",
             "gkd_rl.processes",
             "gkd_rl.accumulated",
+            "gkd_rl.operators",
             "gkd_rl.learner",
             "gkd_rl.scoring",
         ),

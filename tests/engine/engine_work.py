@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from experiences import examples
+from launching import ROOT
 from tiny_models import language_model
 from torch import Tensor
 
@@ -102,6 +104,7 @@ def everything(experiences: dict[str, Experience], folder: str) -> dict[str, Any
             found[kind, stage] = _train(kind, stage, experiences[kind], processes, place)
     for stage in STAGES:
         found["bfloat16", stage] = _first_change("llama", stage, experiences["llama"], processes, torch.bfloat16)
+    found["sent"] = _sent(experiences["llama"], processes)
     processes.close()
     return found
 
@@ -147,6 +150,22 @@ def _train(kind: str, stage: int, experience: Experience, processes: Processes, 
     }
 
 
+def _sent(experience: Experience, processes: Processes) -> list[float]:
+    """What a rank sends in an update at stages 0, 1 and 2, in sizes of the weights: counted as ``scripts/bench_scaling.py`` counts."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from collective_traffic import Traffic
+
+    traffic, sizes = Traffic(), []
+    traffic.watch()
+    for stage in (0, 1, 2):
+        model = student("llama")
+        engine = _engine(model, "llama", stage, processes)
+        traffic.sent.clear()
+        _update(engine, model, "llama", experience, 0)
+        sizes.append(traffic.sent.total() / (4 * model.parameters))
+    return sizes
+
+
 def _names_in(place: Path) -> set[str]:
     """Names of the model's weights in a checkpoint."""
     (file, *_) = [*place.glob("state/mp_rank_*"), *place.glob("state/zero_pp_rank_0_mp_rank_00_model_states.pt")]
@@ -181,10 +200,11 @@ def _first_change(kind: str, stage: int, experience: Experience, processes: Proc
     return _parameters(engine, model).float() - before
 
 
-def _engine(model: LanguageModel, kind: str, stage: int, processes: Processes) -> Engine:
+def _engine(model: LanguageModel, kind: str, stage: int, processes: Processes, **settings: Any) -> Engine:
     head = model.module.get_output_embeddings()
     assert head is not None
-    return Engine(model.module, head, processes, EngineConfig(zero_stage=stage, offload_while_scoring=stage < 3), OPTIMIZERS[family(kind)])  # pyright: ignore
+    config = EngineConfig(zero_stage=stage, **(settings or {"offload_while_scoring": stage < 3}))  # pyright: ignore
+    return Engine(model.module, head, processes, config, OPTIMIZERS[family(kind)])
 
 
 def _update(engine: Engine, model: LanguageModel, kind: str, experience: Experience, number: int) -> float:

@@ -107,6 +107,12 @@ def test_ranks_sample_for_themselves_whatever_is_sharded(one_rank: list, two_ran
     assert two_ranks[1][kind, stage]["texts"] == expected[1][8:]
 
 
+def test_gradients_are_sent_to_the_rank_that_needs_them_alone(two_ranks: list):
+    """Gradients and weights once each, or an all-reduce; beside them sums of some numbers, of which a tiny model makes a few per cent."""
+    for found in two_ranks:
+        assert found["sent"] == pytest.approx([2, 2, 2], abs=0.3)
+
+
 def test_the_gradient_is_clipped_where_the_limit_says_so(plain: dict[str, Any]):
     assert min(plain["llama"]["norms"]) > OPTIMIZERS["llama"].max_grad_norm
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import time
 from pathlib import Path
 
 from gkd_rl.config.load import load_config
 from gkd_rl.train import train
 
+FULL_AT = 50_000
+"""Bytes, above those of the logs, below those of any part of a checkpoint."""
 REWARDS = """
 import os, time
 
@@ -59,6 +63,27 @@ def everything(config: str, folder: str) -> list[tuple[str, float]]:
             ([reward("raises")], [reward("raises"), "rollout.overlap=true"], [reward("hangs", ", timeout: 1")], [reward("evaluates")], task)
         )
     ]
+
+
+def full_disks(config: str, folder: str) -> list[tuple[str, float, list[str]]]:
+    """A run of one step, continued where the disk is full for rank 0, for rank 1, and for none: how each try ended, the checkpoints left.
+
+    A limit on the size of this process's files stands in for the disk.
+    """
+    overrides, found = ["engine.zero_stage=1", "checkpoint.every=1"], []
+    for full in (0, 1, None):
+        if os.environ["RANK"] == str(full):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_AT, resource.RLIM_INFINITY))
+        ended = _ended(config, folder, ["max_steps=2", "resume=auto", *overrides])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        found.append((*ended, sorted(place.name for place in (Path(folder) / "checkpoints").iterdir())))
+    return found
+
+
+def one_step(config: str, folder: str) -> str:
+    """The run that ``full_disks`` continues, in processes of its own: one that ends well gives up its group. How it ended."""
+    said, _ = _ended(config, folder, ["max_steps=1", "engine.zero_stage=1", "checkpoint.every=1"])
+    return said
 
 
 def write_files(folder: Path) -> None:
