@@ -23,7 +23,7 @@ NO_MEMORY = [(*engine, place) for engine in KINDS for place in sorted(faults_wor
 def found(ranks: Callable[..., list]) -> dict[int, list[dict[Any, Any]]]:
     """All figures by number of processes; a launch times out where they wait for each other for ever."""
     rows = experience(student("llama", 3), language_model("llama", seed=4), 4, 2, dataset=2)
-    return {count: ranks(count, faults_work.everything, rows, timeout=120) for count in (1, 2)}
+    return {count: ranks(count, faults_work.everything, rows, timeout=240) for count in (1, 2)}
 
 
 @pytest.mark.parametrize("count", [1, 2])

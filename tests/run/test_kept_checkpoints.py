@@ -29,11 +29,11 @@ def test_a_disk_that_is_full_for_one_rank_ends_all_with_its_number_and_the_earli
     folder, met = full_disks
     place = folder / "checkpoints" / "step-00000002"
     for ours in met:
-        said, seconds, left = ours[rank]
+        said, seconds, _ = ours[rank]
         assert said.startswith(f"UserError: rank {rank}: the checkpoint {place} could not be written (")
         assert said.endswith("; make room on the disk; resume=auto continues from the one before it")
-        assert left == ["step-00000001"]
         assert seconds < 60  # far from the time after which a rank counts as lost
+    assert met[0][rank][2] == ["step-00000001"]  # the main process tidies up, and the others end without waiting for that
 
 
 def test_the_run_goes_on_once_there_is_room(full_disks) -> None:
