@@ -39,7 +39,7 @@ def require_operators(config: Config) -> None:
 
 def _require_cpu_adam() -> None:
     import_deepspeed()
-    from deepspeed.ops.op_builder import CPUAdamBuilder
+    from deepspeed.ops.op_builder import CPUAdamBuilder  # pyright: ignore[reportAttributeAccessIssue]
 
     try:
         CPUAdamBuilder().load(verbose=False)
@@ -53,7 +53,7 @@ def _require_cpu_adam() -> None:
 
 def _require_async_io(key: str) -> None:
     import_deepspeed()
-    from deepspeed.ops.op_builder import AsyncIOBuilder
+    from deepspeed.ops.op_builder import AsyncIOBuilder  # pyright: ignore[reportAttributeAccessIssue]
 
     if not AsyncIOBuilder().is_compatible(verbose=False):
         raise UserError(

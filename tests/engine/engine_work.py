@@ -95,6 +95,11 @@ def student(kind: str, seed: int = 0) -> LanguageModel:
 
 def everything(experiences: dict[str, Experience], folder: str) -> dict[str, Any]:
     """All figures of this rank."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from collective_traffic import Traffic
+
+    traffic = Traffic()
+    traffic.watch()  # before DeepSpeed takes hold of torch's collectives
     processes = Processes(threads=1)
     _shard_small_parameters_too()
     found: dict[Any, Any] = {"processes": _sums(processes)}
@@ -104,7 +109,7 @@ def everything(experiences: dict[str, Experience], folder: str) -> dict[str, Any
             found[kind, stage] = _train(kind, stage, experiences[kind], processes, place)
     for stage in STAGES:
         found["bfloat16", stage] = _first_change("llama", stage, experiences["llama"], processes, torch.bfloat16)
-    found["sent"] = _sent(experiences["llama"], processes)
+    found["sent"] = _sent(experiences["llama"], processes, traffic)
     processes.close()
     return found
 
@@ -150,18 +155,16 @@ def _train(kind: str, stage: int, experience: Experience, processes: Processes, 
     }
 
 
-def _sent(experience: Experience, processes: Processes) -> list[float]:
-    """What a rank sends in an update at stages 0, 1 and 2, in sizes of the weights: counted as ``scripts/bench_scaling.py`` counts."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    from collective_traffic import Traffic
-
-    traffic, sizes = Traffic(), []
-    traffic.watch()
+def _sent(experience: Experience, processes: Processes, traffic: Any) -> list[float]:
+    """What a rank sends in an update of one micro-batch at stages 0, 1 and 2, in sizes of the weights."""
+    sizes = []
     for stage in (0, 1, 2):
         model = student("llama")
         engine = _engine(model, "llama", stage, processes)
+        learner = Learner(model, OBJECTIVES["llama"], WEIGHTS)
+        learner.counts = GlobalCounts(**processes.sum(local_counts([experience], learner.config)))
         traffic.sent.clear()
-        _update(engine, model, "llama", experience, 0)
+        engine.update([experience], learner.loss, RATES[0])
         sizes.append(traffic.sent.total() / (4 * model.parameters))
     return sizes
 
