@@ -14,9 +14,14 @@ from experiences import experience
 from faults_work import ENGINES, ON_CPU
 from tiny_models import language_model
 
-KINDS = (*ENGINES, *((stage, "cpu") for stage in ON_CPU))
-NOT_FINITE = [(*engine, fault) for engine in KINDS for fault in ("loss", "gradient")]
-NO_MEMORY = [(*engine, place) for engine in KINDS for place in sorted(faults_work._survived(engine[0]))]
+NOT_FINITE = [
+    *((*engine, fault) for engine in ENGINES for fault in ("loss", "gradient")),
+    *((stage, "cpu", "gradient") for stage in ON_CPU),
+]
+NO_MEMORY = [
+    *((*engine, place) for engine in ENGINES for place in sorted(faults_work._survived(engine[0]))),
+    *((stage, "cpu", "forward") for stage in ON_CPU if "forward" in faults_work._survived(stage)),
+]
 
 
 @pytest.fixture(scope="module")

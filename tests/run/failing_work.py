@@ -28,6 +28,11 @@ def hangs(prompts, completions, **columns):
         time.sleep(300)
     return [1.0] * len(completions)
 
+def stops(prompts, completions, **columns):
+    if os.path.exists(os.environ.get("STOP_AT", "")):
+        raise ValueError("enough")
+    return [1.0] * len(completions)
+
 def evaluates(prompts, completions, **columns):
     if os.environ["RANK"] == "1" and len(columns["reference"]) == 2 and os.environ.get("LATE"):
         raise ValueError("not these")
@@ -66,24 +71,23 @@ def everything(config: str, folder: str) -> list[tuple[str, float]]:
 
 
 def full_disks(config: str, folder: str) -> list[tuple[str, float, list[str]]]:
-    """A run of one step, continued where the disk is full for rank 0, for rank 1, and for none: how each try ended, the checkpoints left.
+    """A run that ends in its second step, continued where the disk is full for rank 0, for rank 1, and for none: how, and what is left.
 
     A limit on the size of this process's files stands in for the disk.
     """
-    overrides, found = ["engine.zero_stage=1", "checkpoint.every=1"], []
+    reward = f"rewards=[{{path: '{Path(folder).parent / 'rewards.py'}:stops', name: mine}}]"
+    overrides, found = ["engine.zero_stage=1", "checkpoint.every=1", "max_steps=2", reward], []
+    os.environ["STOP_AT"] = f"{folder}/checkpoints/step-00000001"
+    said, _ = _ended(config, folder, overrides)
+    assert "enough" in said, said
+    del os.environ["STOP_AT"]
     for full in (0, 1, None):
         if os.environ["RANK"] == str(full):
             resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_AT, resource.RLIM_INFINITY))
-        ended = _ended(config, folder, ["max_steps=2", "resume=auto", *overrides])
+        ended = _ended(config, folder, ["resume=auto", *overrides])
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         found.append((*ended, sorted(place.name for place in (Path(folder) / "checkpoints").iterdir())))
     return found
-
-
-def one_step(config: str, folder: str) -> str:
-    """The run that ``full_disks`` continues, in processes of its own: one that ends well gives up its group. How it ended."""
-    said, _ = _ended(config, folder, ["max_steps=1", "engine.zero_stage=1", "checkpoint.every=1"])
-    return said
 
 
 def write_files(folder: Path) -> None:

@@ -12,15 +12,22 @@ import failing_work
 import pytest
 from workbench import Outcome, rows_of
 
+from gkd_rl.errors import UserError
+from gkd_rl.tasks.base import stream_example
+from gkd_rl.types import Example
+
 DYING = str(Path(__file__).with_name("dying.py"))
-LORA = ("max_steps=4", "checkpoint.every=1", "evaluation.teacher=false", "student.lora.rank=4", "optimizer.lr=1e-2")
+LORA = (
+    *("max_steps=3", "checkpoint.every=1", "evaluation.teacher=false", "evaluation.examples=2", "evaluation.every=0"),
+    *("student.lora.rank=4", "optimizer.lr=1e-2"),
+)
 
 
 @pytest.fixture(scope="module")
 def full_disks(ranks: Callable[..., list], small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list]:
     """The folder of a run of two ranks, and what each of them met (``failing_work.full_disks``)."""
     folder = tmp_path_factory.mktemp("full") / "run"
-    assert ranks(2, failing_work.one_step, str(small), str(folder), timeout=150) == ["", ""]
+    failing_work.write_files(folder.parent)
     return folder, ranks(2, failing_work.full_disks, str(small), str(folder), timeout=150)
 
 
@@ -44,16 +51,24 @@ def test_the_run_goes_on_once_there_is_room(full_disks) -> None:
 
 
 @pytest.mark.parametrize("size", [None, 60])
-def test_a_task_that_fails_is_named_with_the_example_and_the_run_continues_once_it_is_mended(
-    cli: Callable[..., Outcome], small: Path, tmp_path: Path, size: int | None
-) -> None:
+def test_what_a_task_fails_with_is_said_with_the_example(size: int | None) -> None:
+    class Gone:
+        train_size = size
+
+        def train_example(self, index: int) -> Example:
+            raise OSError("the share is gone")
+
+    with pytest.raises(UserError, match=r"task.path: Gone.train_example\(\d+\) failed \(OSError: the share is gone\); mend the task"):
+        stream_example(Gone(), 3, seed=0)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_run_whose_task_fails_continues_once_it_is_mended(cli: Callable[..., Outcome], small: Path, tmp_path: Path) -> None:
     file, missing = tmp_path / "sums.py", tmp_path / "missing"
     file.write_text(
         "from pathlib import Path\nfrom gkd_rl.config.run import RewardConfig\nfrom gkd_rl.types import Example\n\n\n"
-        "class Sums:\n    def __init__(self, data_dir=None, prompt_format='plain'):\n"
-        f"        self.train_size, self.calls = {size}, 0\n\n"
+        "class Sums:\n    train_size, calls = None, 0\n\n    def __init__(self, data_dir=None, prompt_format='plain'):\n        pass\n\n"
         "    def train_example(self, index):\n        self.calls += 1\n"
-        f"        if self.calls > {size or 0} + 7 and Path({str(missing)!r}).exists():\n            raise OSError('the share is gone')\n"
+        f"        if self.calls > 7 and Path({str(missing)!r}).exists():\n            raise OSError('the share is gone')\n"
         "        answer = str(2 * (index % 50))\n"
         "        return Example(prompt=f'{index % 50}+', completion=answer, columns={'reference': answer}, key=index)\n\n"
         "    def held_out(self, count):\n"
@@ -61,7 +76,7 @@ def test_a_task_that_fails_is_named_with_the_example_and_the_run_continues_once_
         "    def default_rewards(self):\n        return [RewardConfig(name='sum')]\n"
     )
     missing.touch()
-    settings = [f"task.path={file}:Sums", "max_steps=4", "checkpoint.every=1", "evaluation.teacher=false", "evaluation.examples=2"]
+    settings = [f"task.path={file}:Sums", "max_steps=3", "checkpoint.every=1", "evaluation.teacher=false", "evaluation.examples=2"]
     outcome = cli("train", small, f"run_dir={tmp_path / 'run'}", *settings)
     assert outcome.status == 2 and outcome.err.count("\n") == 1, outcome.err
     assert outcome.err.startswith("gkd-rl: task.path: Sums.train_example(") and ") failed (OSError: the share is gone); mend" in outcome.err
@@ -72,13 +87,14 @@ def test_a_task_that_fails_is_named_with_the_example_and_the_run_continues_once_
     _assert_same(tmp_path / "run", tmp_path / "whole", "model/model.safetensors")
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_trained_continues_to_the_last_digit_after_a_kill(
     environment: dict[str, str], cli: Callable[..., Outcome], arithmetic: Path, tmp_path: Path
 ) -> None:
     settings = ("train", str(arithmetic), f"run_dir={tmp_path / 'run'}", *LORA)
-    killed = subprocess.run([sys.executable, DYING, "optimiser", "10", *settings], env=environment, capture_output=True, timeout=200)
+    killed = subprocess.run([sys.executable, DYING, "optimiser", "7", *settings], env=environment, capture_output=True, timeout=200)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert 0 < len(rows_of(tmp_path / "run" / "metrics.jsonl")) < 4
+    assert len(rows_of(tmp_path / "run" / "metrics.jsonl")) == 1
     outcome = cli(*settings, "resume=auto")
     assert outcome.status == 0 and "resumed from" in outcome.out, outcome
     assert cli("train", arithmetic, f"run_dir={tmp_path / 'whole'}", *LORA).status == 0
