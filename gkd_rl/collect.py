@@ -41,6 +41,9 @@ def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
     gates = row_gates(rewards, rollouts.group, config.objective.gate)
     experience = Experience(rollouts, rewards, judged.components, advantages, teacher, reference, gates)
     figures |= rollout_health(experience, run.processes)
+    if config.task.long_prompts == "drop" and parts.task.train_size is None:  # of a task with an end, they were left out beforehand
+        kept = run.processes.sum({"prompts": float(len(rollouts.group.unique()))})["prompts"]
+        figures["prompts_left_out"] = config.rollout.prompts_per_step - kept
     scoring = (parts.teaching.parameters if teacher is not None else 0) + (parts.reference.parameters if parts.reference else 0)
     student = parts.student.parameters, parts.student.trained_parameters
     figures |= step_flops(rollouts, *student, scoring, config.rollout.passes, config.rollout.per_prompt, run.processes)
@@ -89,7 +92,7 @@ def _examples(run: Run, step: int) -> list[Example]:
     examples = [stream_example(run.parts.task, i, config.seed, config.task.train_examples) for i in places]
     tokenizer, limit = run.parts.student.tokenizer, config.task.max_prompt_tokens
     kept = [e for e in examples if len(prompt_tokens(tokenizer, e.prompt)) <= limit]
-    if (len(kept) < len(examples) and config.task.long_prompts == "error") or not kept:
+    if (len(kept) < len(examples) and config.task.long_prompts != "drop") or not kept:
         raise UserError(f"a prompt of step {step + 1} is over task.max_prompt_tokens={limit}; raise it, or set task.long_prompts=drop")
     return run.processes.share(kept)
 

@@ -83,7 +83,11 @@ def _train(config: Config, processes: Processes, folder: RunFolder | None) -> di
                 with run.times.phase("checkpoint"):
                     if run.ahead is not None:
                         run.processes.together(run.ahead.settle)
-                    state = {"history": run.history.state_dict(), "summary": summary, "score": figures.get("eval_accuracy")}
+                    state = {
+                        "history": run.history.state_dict(),
+                        "summary": summary,
+                        "score": figures.get(f"eval_{config.evaluation.score}"),
+                    }
                     checkpoints.save(done, run.engine, run.buffer, run.ahead, folder, state, run.parts.teaching.state_dict())
             bar.advance(1, _live(figures))
             if stop and done < config.max_steps:

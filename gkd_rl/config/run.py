@@ -87,8 +87,11 @@ class TaskConfig:
     """Train on the first so many examples only, reshuffled in every epoch; 0: all that the task has."""
     max_prompt_tokens: int = 384
     """Longest prompt in tokens."""
-    long_prompts: Literal["error", "drop"] = "error"
-    """What happens to a longer one: an error that names it, or it is left out and counted. Never cut."""
+    long_prompts: Literal["error", "drop", "truncate"] = "error"
+    """What happens to a longer one: an error that names it; it is left out and counted; or the part of it that the task allows to be cut
+    (a document) is cut at its end, and counted."""
+    long_completions: Literal["error", "drop"] = "error"
+    """What happens to a row whose completion, where it is learned from, has more than ``rollout.max_new_tokens`` tokens. Never cut."""
 
 
 @dataclass
@@ -249,6 +252,10 @@ class EvaluationConfig:
     """Completions sampled per example in ``gkd-rl evaluate`` (more than 1: pass@k)."""
     temperature: float = 1.0
     """Temperature of the answers that are sampled (mean reward, pass@k, divergence); accuracy is always greedy."""
+    metrics: list[str] | None = None
+    """Corpus metrics of the answers, by name or dotted path (docs/tasks.md); by default the task's own."""
+    score: str = "accuracy"
+    """Figure that ``plateau`` schedules and ``checkpoint.keep_best`` go by, larger is better: ``accuracy``, ``reward`` or a metric."""
     teacher: bool = True
     """Whether the teacher is evaluated too, once, where there is one and its model is in the process."""
 
@@ -262,7 +269,7 @@ class CheckpointConfig:
     keep: int = 2
     """Newest checkpoints kept."""
     keep_best: bool = False
-    """Keep the one with the best validation accuracy too, among those of steps that were evaluated (``evaluation.every``)."""
+    """Keep the one with the best validation score (``evaluation.score``) too, among those of evaluated steps (``evaluation.every``)."""
 
 
 @dataclass
