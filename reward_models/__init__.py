@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from reward_models.errors import InputError, RewardError
     from reward_models.loading import load_reward
     from reward_models.sequence_classification import SequenceClassificationReward
+    from reward_models.text_metrics import TextMetric
 
 _HOMES = {
     "ArithmeticVerifier": "arithmetic",
@@ -21,6 +22,7 @@ _HOMES = {
     "RewardError": "errors",
     "RewardTotals": "combine",
     "SequenceClassificationReward": "sequence_classification",
+    "TextMetric": "text_metrics",
     "Verdict": "arithmetic",
     "WeightedSum": "combine",
     "load_reward": "loading",
@@ -32,6 +34,7 @@ __all__ = [
     "RewardError",
     "RewardTotals",
     "SequenceClassificationReward",
+    "TextMetric",
     "Verdict",
     "WeightedSum",
     "load_reward",
