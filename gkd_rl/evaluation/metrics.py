@@ -11,6 +11,7 @@ from gkd_rl.errors import UserError
 from reward_models.arithmetic import ArithmeticVerifier, reference_text
 from reward_models.errors import nearest_hint
 from reward_models.loading import load_reward
+from reward_models.references import reference_column
 from reward_models.report import PromptTally
 
 
@@ -105,7 +106,28 @@ def _column(answers: Answers, name: str, metric: str) -> Sequence[Any]:
     return answers.columns[name]
 
 
+def _overlap(*names: str) -> Metric:
+    """Likeness of the greedy answers to their references, 0 to 100, as ``reward_models.corpus_metrics`` has it.
+
+    Prompts without a reference are left out; without any reference there is no value.
+    """
+
+    def overlap(answers: Answers) -> dict[str, float]:
+        from reward_models.corpus_metrics import corpus_metrics
+
+        references = reference_column(answers.columns, "reference", len(answers.greedy)) if "reference" in answers.columns else []
+        pairs = [(text, given) for text, given in zip(answers.greedy, references, strict=False) if given]
+        return corpus_metrics(names)(*zip(*pairs, strict=True)) if pairs else {}
+
+    return overlap
+
+
 METRICS: dict[str, Metric] = {
+    "rouge": _overlap("rouge1", "rouge2", "rougeL"),
+    "bleu": _overlap("bleu"),
+    "chrf": _overlap("chrf"),
+    "exact_match": _overlap("exact_match"),
+    "token_f1": _overlap("token_f1"),
     "majority_vote": majority_vote,
     "self_bleu": self_bleu,
     "distinct": distinct,

@@ -100,5 +100,6 @@ def _read(source: Any, option: str, folder: str | None) -> Sequence[Row]:
     rows = open_rows(source, option, folder)
     if isinstance(rows, list):
         for row in rows:
-            row.text("question"), row.text("answer")
+            for field in ("question", "answer"):
+                row.text(field)
     return rows

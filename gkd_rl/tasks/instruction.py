@@ -17,9 +17,10 @@ class InstructionTask(RowTask):
     """Instructions and answers. The form of a row is known by its fields:
 
     * ``instruction_id_list`` and ``kwargs`` beside ``prompt``: IFEval, whose instructions a program checks. The two are columns.
-    * ``instances`` beside ``instruction``: Self-Instruct's user-oriented instructions, asked with their first instance. Column ``reference``.
-    * otherwise ``prompt`` and ``completion``, or the fields that the options name (FLAN's ``inputs`` and ``targets``). Columns ``reference``
-      and, where it is there, ``template``.
+    * ``instances`` beside ``instruction``: Self-Instruct's user-oriented instructions, asked with their first instance. Column
+      ``reference``.
+    * otherwise ``prompt`` and ``completion``, or the fields that the options name (FLAN's ``inputs`` and ``targets``). Columns
+      ``reference`` and, where it is there, ``template``.
 
     Args:
         train, test: files below ``data_dir``, or data sets of the hub. ``test: ifeval/input_data.jsonl`` evaluates on IFEval.

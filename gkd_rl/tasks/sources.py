@@ -163,18 +163,14 @@ def _hub_rows(source: str, option: str) -> Sequence[Row]:
     if not name or not 1 <= len(more) <= 2 or not all(more):
         raise UserError(f"task.options.{option} is '{source}'; write {HUB}NAME:SPLIT, or {HUB}NAME:CONFIG:SPLIT")
     *config, split = more
-    try:
-        import datasets
-    except ModuleNotFoundError:
-        raise UserError(
-            f"task.options.{option}={source} is loaded by 'datasets', which is not installed; pip install 'gkd-rl[hub]'"
-        ) from None
+    import datasets
+    from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
     datasets.disable_progress_bars()
     try:
         table = datasets.load_dataset(name, *config, split=split)
-    except (ValueError, OSError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
+    except (ValueError, OSError, HfHubHTTPError, DatasetsError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"task.options.{option}: {source} could not be loaded from the hub: {reason}") from None
     return HubRows(table, source)

@@ -26,8 +26,8 @@ class TranslationTask(RowTask):
             hub such as ``hub:wmt/wmt14:de-en:train``.
         source, target: fields of such rows, or of the mapping in their field ``translation``.
         source_language, target_language: their names in the prompt.
-        detokenise_train: undo Moses' tokenisation of the training pairs (``&apos;``, spaces before punctuation), which OpenNMT's files have and the
-            references of the test files do not; null: of those files alone.
+        detokenise_train: undo Moses' tokenisation of the training pairs (``&apos;``, spaces before punctuation), which OpenNMT's files have
+            and the references of the test files do not; null: of those files alone.
         template: the plain prompt, with ``{text}`` and, if wanted, ``{source_language}`` and ``{target_language}``.
 
     Columns: ``reference`` (a text, or several), ``source``.
