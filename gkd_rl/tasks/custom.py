@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gkd_rl.config.run import RewardConfig
 from gkd_rl.errors import UserError
 from gkd_rl.tasks.base import as_prompt
-from gkd_rl.tasks.rows import RowTask
+from gkd_rl.tasks.rows import RowTask, template_names
 from gkd_rl.tasks.sources import Row, open_rows
 from gkd_rl.types import Example, Message
 from reward_models.text import completion_text
@@ -54,6 +53,7 @@ class CustomTask(RowTask):
             raise UserError(f"task.options.held_out_rows is {held_out_rows}, and train has {len(rows)} rows; lower it")
         super().__init__(*((rows, open_rows(test, "test", data_dir)) if test else (rows[:-held_out_rows], rows[-held_out_rows:])))
         self.prompt, self.completion, self.reference, self.template = prompt, completion, reference, template
+        self.named = template_names(template) if template is not None else []
         self.system, self.prompt_format = system, prompt_format
         self.cut, self.metrics = cut or (None if template else prompt), tuple(metrics)
 
@@ -75,8 +75,7 @@ class CustomTask(RowTask):
 
     def _prompt(self, row: Row) -> str | Sequence[Message]:
         if self.template is not None:
-            names = [name for _, name, _, _ in string.Formatter().parse(self.template) if name]
-            text = self.template.format_map({name: row.text(name) if name == self.cut else str(row.value(name)) for name in names})
+            text = self.template.format_map({name: row.text(name) if name == self.cut else str(row.value(name)) for name in self.named})
             return as_prompt(text, self.prompt_format, "{text}", self.system)
         value = row.value(self.prompt)
         if isinstance(value, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -124,7 +125,8 @@ class FittedTask:
             middle = (low + high) // 2
             fits = self._tokens(_with(example.prompt, text, text[:middle])) <= limit
             low, high = (middle, high) if fits else (low, middle)
-        words = text[:low].rsplit(None, 1)[0] if low and not text[low].isspace() else text[:low]
+        within = not text[low].isspace() and not text[:low].endswith(tuple(string.whitespace))  # a word
+        words = text[:low].rsplit(None, 1)[0] if within and low else text[:low]
         prompt = _with(example.prompt, text, words.rstrip())
         if not words.strip() or self._tokens(prompt) > limit:
             raise UserError(

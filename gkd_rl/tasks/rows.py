@@ -42,14 +42,19 @@ class RowTask:
         raise NotImplementedError
 
 
-def check_template(template: str, names: Sequence[str], option: str = "template") -> str:
-    """``template``. Raises ``UserError`` for one that is no template, names something else than ``names``, or lacks the first of them."""
+def template_names(template: str, option: str = "template") -> list[str]:
+    """The ``{names}`` in a template. Raises ``UserError`` for what is none."""
     try:
-        used = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(
             f"task.options.{option} is {template!r}, no template ({error}); write braces that are text as {{{{ and }}}}"
         ) from None
+
+
+def check_template(template: str, names: Sequence[str], option: str = "template") -> str:
+    """``template``. Raises ``UserError`` for one that is no template, names something else than ``names``, or lacks the first of them."""
+    used = template_names(template, option)
     for name in used:
         if name not in names:
             raise UserError(f"task.options.{option} names {{{name}}}, and there is {', '.join(f'{{{known}}}' for known in names)}")
