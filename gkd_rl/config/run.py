@@ -25,6 +25,8 @@ class TeacherConfig:
     path: str | None = "embedded:arithmetic-teacher"
     """A folder or hub name; ``embedded:NAME`` as for the student; null: no teacher (then α must be 0). With ``url``: where the
     served model's tokenizer is, to compare it with the student's; null: do not compare."""
+    parameters: float | None = None
+    """Number of parameters to plan with (``gkd-rl train --dry-run``) where ``path`` is on a hub that cannot be reached."""
     other_tokenizer: bool = False
     """The teacher has another tokenizer than the student: it reads the answers as text, in tokens of its own, and the two are compared on
     spans of text that both can write. Without it such a teacher is refused."""

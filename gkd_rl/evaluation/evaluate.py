@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -160,7 +160,8 @@ class Evaluator:
     def _divergence(self, model: LanguageModel, teacher: Teacher, rollouts: Rollouts) -> dict[str, float]:
         zeros = torch.zeros(len(rollouts.examples), device=rollouts.completion_ids.device)
         experience = Experience(rollouts, zeros, {}, zeros, teacher.score(rollouts))
-        learner = Learner(model, self.objective, TermWeights(0.0, 1.0, 0.0), GlobalCounts(0.0, 1.0, 0.0))
+        towards = replace(self.objective, divergence=replace(self.objective.divergence, extrapolation=1.0))  # the teacher itself
+        learner = Learner(model, towards, TermWeights(0.0, 1.0, 0.0), GlobalCounts(0.0, 1.0, 0.0))
         for part in micro_batches(experience, self.token_budget, model.one_sequence):
             learner.loss(part)
         return summarise(self.processes.sum(learner.sums))

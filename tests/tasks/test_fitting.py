@@ -124,7 +124,7 @@ def test_chats_are_cut_in_the_message_that_holds_the_document(task: Summarizatio
 
 
 def test_a_prompt_that_is_too_long_without_its_document_is_refused(task: SummarizationTask):
-    with pytest.raises(UserError, match="example 0 is over task.max_prompt_tokens=1 even without its column 'document'"):
+    with pytest.raises(UserError, match=r"example 0 is over task\.max_prompt_tokens=1 even without its column 'document'"):
         fitted(task, "truncate", limit=1).train_example(0)
 
 

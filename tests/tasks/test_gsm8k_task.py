@@ -115,7 +115,8 @@ def test_solved_problems_stand_before_the_question_and_are_not_trained_on(folder
     assert task.train_size == 1
     prompt, solved = str(task.train_example(0).prompt), " There are 48+24=72 {clips}.\n#### 72"
     assert prompt == (
-        f"Question: How many? train 0\nAnswer:{solved}\n\nQuestion: How many? train 1\nAnswer:{solved}\n\nQuestion: How many? train 2\nAnswer:"
+        f"Question: How many? train 0\nAnswer:{solved}\n\nQuestion: How many? train 1\nAnswer:{solved}\n\n"
+        "Question: How many? train 2\nAnswer:"
     )
     assert str(task.held_out(1)[0].prompt).startswith(prompt[: prompt.rindex("Question")])
     assert Gsm8kTask(data_dir=str(folder), shots=2, shots_from="test.jsonl").train_size == 3

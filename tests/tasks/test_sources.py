@@ -89,7 +89,9 @@ def test_a_broken_file_is_named(tmp_path: Path, content: str, name: str, said: s
 
 
 def test_a_missing_file_is_named_with_the_nearest(files: Path):
-    with pytest.raises(UserError, match=r"data file .*rows.jsn does not exist; set data_dir .* or task.options.train .*did you mean '.*rows"):
+    with pytest.raises(
+        UserError, match=r"data file .*rows.jsn does not exist; set data_dir .* or task.options.train .*did you mean '.*rows"
+    ):
         open_rows("rows.jsn", "train", str(files))
     with pytest.raises(UserError, match=r"task\.options\.train=rows.csv lies below data_dir, which is not set"):
         located("rows.csv", "train", None)
