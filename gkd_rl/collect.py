@@ -11,6 +11,7 @@ from gkd_rl.config.validate import needs_teacher
 from gkd_rl.errors import UserError
 from gkd_rl.models.tokenizers import prompt_tokens
 from gkd_rl.objective.gate import row_gates
+from gkd_rl.objective.schedule import value_at
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.resample import Judged, replace_flat_groups
 from gkd_rl.rollout.rows import join
@@ -100,9 +101,10 @@ def _examples(run: Run, step: int) -> list[Example]:
 def _rollouts(run: Run, examples: list[Example], step: int) -> Rollouts:
     """Sampled rows for a share λ of the examples, given completions for the others (the same coins in every rerun)."""
     config, rollout = run.config, run.config.rollout
+    share = value_at(rollout.on_policy_share, rollout.on_policy_schedule, step, config.max_steps, run.history)
     coins = [_coin(config.seed, e.key if rollout.mixing == "example" else f"step {step}") for e in examples]
-    sampled = [e for e, coin in zip(examples, coins, strict=True) if coin < rollout.on_policy_share]
-    others = [e for e, coin in zip(examples, coins, strict=True) if coin >= rollout.on_policy_share]
+    sampled = [e for e, coin in zip(examples, coins, strict=True) if coin < share]
+    others = [e for e, coin in zip(examples, coins, strict=True) if coin >= share]
     parts: list[Rollouts] = []
     if sampled or not others:  # a rank may have no examples at all
         parts.append(_sampled(run, sampled))

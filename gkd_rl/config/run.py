@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gkd_rl.config.objective import ObjectiveConfig
+from gkd_rl.config.objective import ObjectiveConfig, ScheduleConfig
 from gkd_rl.config.student import DType, StudentConfig
 
 
@@ -158,6 +158,8 @@ class RolloutConfig:
     """Tokens that end an answer beside the model's end tokens."""
     on_policy_share: float = 1.0
     """λ: share of prompts answered by the student; the rest carry a completion that is not its own."""
+    on_policy_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """How the share moves over the run, from λ to its ``end``."""
     mixing: Literal["example", "batch"] = "example"
     """Whether λ's coin is tossed for each prompt, or once for the whole batch of a step (GKD's algorithm 1)."""
     completions: Literal["dataset", "teacher"] = "dataset"

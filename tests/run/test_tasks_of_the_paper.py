@@ -18,6 +18,9 @@ TASKS = {
     "instruction": ("instruction.InstructionTask", {}, {"rouge1", "rouge2", "rougeL", "self_bleu", "distinct_1", "distinct_2"}),
 }
 """Task → its class, options, and the figures of an evaluation with several samples."""
+CASES = [(task, family) for task in TASKS for family in ("llama", "t5")]
+QUICK = [("arithmetic", "t5"), ("gsm8k", "llama"), ("summarization", "t5"), ("translation", "llama"), ("instruction", "llama")]
+"""Those of the ordinary test run; the other half is slow together."""
 OF_SEVERAL = {"majority_vote", "self_bleu"}
 
 
@@ -58,8 +61,7 @@ def config(real: str, models: Models, tmp_path: Path) -> Callable[..., Path]:
     return config
 
 
-@pytest.mark.parametrize("family", ["llama", "t5"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("task", "family"), [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES])
 def test_a_task_trains_and_is_evaluated(cli, config, tmp_path: Path, task: str, family: str) -> None:
     path = config(task, family)
     outcome = cli("train", path)
