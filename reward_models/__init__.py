@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reward_models.arithmetic import ArithmeticVerifier, Verdict
     from reward_models.combine import RewardTotals, WeightedSum
+    from reward_models.entailment import EntailmentReward
     from reward_models.errors import InputError, RewardError
     from reward_models.loading import load_reward
     from reward_models.sequence_classification import SequenceClassificationReward
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ArithmeticVerifier": "arithmetic",
+    "EntailmentReward": "entailment",
     "InputError": "errors",
     "RewardError": "errors",
     "RewardTotals": "combine",
@@ -30,6 +32,7 @@ _HOMES = {
 
 __all__ = [
     "ArithmeticVerifier",
+    "EntailmentReward",
     "InputError",
     "RewardError",
     "RewardTotals",
