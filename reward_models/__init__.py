@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from reward_models.combine import RewardTotals, WeightedSum
     from reward_models.entailment import EntailmentReward
     from reward_models.errors import InputError, RewardError
+    from reward_models.instruction_checks import InstructionChecks
     from reward_models.loading import load_reward
     from reward_models.sequence_classification import SequenceClassificationReward
     from reward_models.text_metrics import TextMetric
@@ -21,6 +22,7 @@ _HOMES = {
     "ArithmeticVerifier": "arithmetic",
     "EntailmentReward": "entailment",
     "InputError": "errors",
+    "InstructionChecks": "instruction_checks",
     "RewardError": "errors",
     "RewardTotals": "combine",
     "SequenceClassificationReward": "sequence_classification",
@@ -34,6 +36,7 @@ __all__ = [
     "ArithmeticVerifier",
     "EntailmentReward",
     "InputError",
+    "InstructionChecks",
     "RewardError",
     "RewardTotals",
     "SequenceClassificationReward",

@@ -78,7 +78,9 @@ class EntailmentReward:
         places: list[tuple[int, int]] = []  # (row, hypothesis) of each input
         counts = [0] * len(completions)
         for row, (document, completion) in enumerate(zip(documents, completions, strict=True)):
-            for hypothesis in self._hypotheses(completion_text(completion)) if document is not None else ():
+            if document is None:
+                continue
+            for hypothesis in self._hypotheses(completion_text(completion)):
                 windows = list(self._windows(row, document, hypothesis))
                 inputs += windows
                 places += [(row, counts[row])] * len(windows)
