@@ -66,12 +66,13 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     if student_path is None:
         check_trained(config.student, source, where)
     task = make_task(config)
-    rewards = make_rewards(config.rewards if config.rewards is not None else task.default_rewards())
+    configs = config.rewards if config.rewards is not None else task.default_rewards()
+    rewards = make_rewards(configs, Path(config.run_dir) / "reward-cache")
     held_out = task.held_out(config.evaluation.examples)
     if not held_out or task.train_size == 0:
         raise UserError(f"task.path: {config.task.path} has no {'training' if held_out else 'held-out'} examples; give it some")
-    try_rewards(rewards, held_out)
     tokenizer = load_tokenizer(source, where, config.student.trust_remote_code)
+    try_rewards(rewards, held_out, tokenizer)
     check_prompts(config, tokenizer, held_out, "held-out")
     check_taught(config, held_out)
     if task.train_size is not None:
@@ -123,10 +124,12 @@ def build_engine(config: Config, processes: Processes, model: LanguageModel, tim
     return Engine(model.module, head, processes, config.engine, config.optimizer, times)
 
 
-def try_rewards(rewards: WeightedSum, examples: list[Example]) -> None:
+def try_rewards(rewards: WeightedSum, examples: list[Example], tokenizer) -> None:
     """Judge two examples' own completions, so that a reward that cannot work says so before a model is loaded."""
     few = examples[:2]
-    score_texts(rewards, [e.prompt for e in few], [e.completion or "" for e in few], [e.columns for e in few])
+    texts = [e.completion or "" for e in few]
+    columns = [{**e.columns, "completion_ids": tokenizer(text)["input_ids"]} for e, text in zip(few, texts, strict=True)]
+    score_texts(rewards, [e.prompt for e in few], texts, columns)
 
 
 def check_prompts(config: Config, tokenizer, examples: list[Example], kind: str) -> None:
