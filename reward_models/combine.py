@@ -24,7 +24,7 @@ class RewardTotals:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A reward counts only where the one named `reward`, which stands before it, gives `at_least`."""
+    """A reward counts only where another one, named `reward`, gives `at_least`."""
 
     reward: str
     at_least: float = 1.0
@@ -54,7 +54,7 @@ class WeightedSum:
         normalize: name → over which rows its values are brought to mean 0 and deviation 1 in `normalised`: `group` or `batch`.
 
     Raises:
-        InputError: no reward, a name given twice, a weight that is not finite, or a requirement of a reward that is not there before.
+        InputError: no reward, a name given twice, a weight that is not finite, or requirements of a reward that is not there or that lead in a circle.
     """
 
     __name__ = "weighted_sum"
@@ -92,7 +92,7 @@ class WeightedSum:
     def score(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> RewardTotals:
         """Return totals and components of a batch; errors as of `ask`."""
         components: dict[str, list[float | None]] = {}
-        for name, reward, _ in self.rewards:
+        for name, reward, _ in sorted(self.rewards, key=lambda one: len(_chain(one[0], self.requires))):
             states = self._states(name, components, len(completions))
             rows = [row for row, state in enumerate(states) if state == "open"]
             values: list[float | None] = [None] * len(completions)
@@ -100,7 +100,8 @@ class WeightedSum:
                 for row, value in zip(rows, ask(name, reward, prompts, completions, columns, rows), strict=True):
                     values[row] = value
             components[name] = values
-        return RewardTotals(self._sums(components, components, len(completions)), components)
+        listed = {name: components[name] for name, _, _ in self.rewards}
+        return RewardTotals(self._sums(listed, listed, len(completions)), listed)
 
     def normalised(self, components: Mapping[str, Sequence[float | None]], groups: Sequence[int]) -> list[float | None]:
         """Return totals of components that `score` gave, each one that `normalize` names as (r − mean) / (std + 1e-4), std with n−1.
@@ -156,7 +157,7 @@ def _check(
     if not rewards:
         raise InputError("a weighted sum needs at least one reward")
     names = [name for name, _, _ in rewards]
-    for number, (name, _, weight) in enumerate(rewards):
+    for name, _, weight in rewards:
         if names.count(name) > 1:
             raise InputError(f"two rewards are named '{name}'; give each a name of its own")
         bounds = (weight.start, weight.end) if isinstance(weight, LinearWeight) else (weight,)
@@ -167,6 +168,17 @@ def _check(
         if normalize.get(name, "none") not in ("none", "group", "batch"):
             raise InputError(f"reward '{name}': normalize is '{normalize[name]}'; choose none, group or batch")
         need = requires.get(name)
-        if need is not None and need.reward not in names[:number]:
-            hint = nearest_hint(need.reward, names[:number])
-            raise InputError(f"reward '{name}' requires '{need.reward}', which does not stand before it{hint}; put that one first")
+        if need is not None and need.reward not in names:
+            raise InputError(f"reward '{name}' requires '{need.reward}', which is none of them{nearest_hint(need.reward, names)}")
+    for name in requires:
+        if name in _chain(name, requires):
+            raise InputError(f"reward '{name}' requires what requires it again; remove one of the requirements")
+
+
+def _chain(name: str, requires: Mapping[str, Requirement]) -> list[str]:
+    """What a reward requires, what that requires, and so on; ends where a name comes again."""
+    found: list[str] = []
+    while name in requires and requires[name].reward not in found:
+        name = requires[name].reward
+        found.append(name)
+    return found

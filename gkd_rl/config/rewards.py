@@ -23,7 +23,7 @@ def reward_complaints(key: str, reward: RewardConfig) -> Iterator[str]:
     if not isinstance(reward.cache, (bool, str)) or reward.cache == "":
         yield f"{key}.cache is {reward.cache!r}; it must be true, false or the path of a folder"
     if reward.requires is not None and not reward.requires.reward:
-        yield f"{key}.requires names no reward; write {key}.requires.reward=NAME, one that stands before it"
+        yield f"{key}.requires names no reward; name another one of the list in {key}.requires.reward"
     if reward.requires is not None and not math.isfinite(reward.requires.at_least):
         yield f"{key}.requires.at_least is {reward.requires.at_least}; it must be a finite number"
 

@@ -96,7 +96,7 @@ class RequirementConfig:
     """A reward that has to be high enough before another one is asked."""
 
     reward: str = ""
-    """Name of the other reward, which stands before this one in the list."""
+    """Name of the other reward."""
     at_least: float = 1.0
     """What it has to give; where it gives less, this reward adds 0 and is not asked."""
 

@@ -98,6 +98,14 @@ def test_a_required_reward_may_itself_require_one_and_closed_rows_are_not_asked(
     assert last.asked == ["x"]
 
 
+def test_a_reward_may_require_one_that_is_listed_after_it():
+    first = Counting()
+    rewards = [("correct", first, 1.0), ("format", lambda **columns: [1.0, 0.0], 0.5)]
+    scored = WeightedSum(rewards, {"correct": Requirement("format")}).score(["p"] * 2, ["x", "y"], value=[1.0, 1.0])
+    assert (scored.totals, first.asked) == ([1.5, 0.0], ["x"])
+    assert list(scored.components.items()) == [("correct", [1.0, None]), ("format", [1.0, 0.0])]
+
+
 def test_a_row_that_is_no_reward_is_named_by_its_place_in_the_whole_batch():
     total = WeightedSum([("a", _constant(0.0, 1.0), 1.0), ("b", _constant(float("nan")), 1.0)], requires={"b": Requirement("a")})
     with pytest.raises(RewardError, match=r"reward 'b' returned nan for row 1; .*the completion is 'y'"):
@@ -132,9 +140,9 @@ def test_a_closed_row_adds_nothing_to_a_normalised_sum_and_an_unknown_one_has_no
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"requires": {"a": Requirement("b")}}, "reward 'a' requires 'b', which does not stand before it; put that one first"),
-        ({"requires": {"b": Requirement("aa")}}, "reward 'b' requires 'aa', which does not stand before it; did you mean 'a'"),
-        ({"requires": {"b": Requirement("b")}}, "reward 'b' requires 'b'"),
+        ({"requires": {"b": Requirement("aa")}}, "reward 'b' requires 'aa', which is none of them; did you mean 'a'"),
+        ({"requires": {"b": Requirement("b")}}, "reward 'b' requires what requires it again; remove one of the requirements"),
+        ({"requires": {"a": Requirement("b"), "b": Requirement("a")}}, "reward 'a' requires what requires it again"),
         ({"normalize": {"a": "all"}}, "reward 'a': normalize is 'all'; choose none, group or batch"),
     ],
 )

@@ -94,7 +94,7 @@ def test_a_cache_spares_calls_and_changes_nothing(cli, small: Path, rewards, tmp
         ({"weight": "much"}, "rewards[1].weight is 'much'; it must be a finite number, or {start: NUMBER, end: NUMBER, steps: NUMBER}"),
         ({"weight": {"start": 0, "end": 1}}, "rewards[1].weight is {'start': 0, 'end': 1}; a weight that changes is {start: NUMBER"),
         ({"weight": {"start": 0, "end": 1, "steps": 0}}, "rewards[1].weight.steps is 0; it must be a whole number of at least 1"),
-        ({"requires": {"reward": "evn"}}, "reward 'length' requires 'evn', which does not stand before it; did you mean 'even'?"),
+        ({"requires": {"reward": "evn"}}, "reward 'length' requires 'evn', which is none of them; did you mean 'even'?"),
         ({"requires": {}}, "rewards[1].requires names no reward"),
         ({"retries": -1}, "rewards[1].retries is -1; it must be at least 0"),
         ({"threads": 0}, "rewards[1].threads is 0; it must be at least 1"),
