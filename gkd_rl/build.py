@@ -71,14 +71,15 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     if student_path is None:
         check_trained(config.student, source, where)
     task = make_task(config)
-    rewards = make_rewards(config.rewards if config.rewards is not None else task.default_rewards())
+    configs = config.rewards if config.rewards is not None else task.default_rewards()
+    rewards = make_rewards(configs, Path(config.run_dir) / "reward-cache")
     held_out = task.held_out(config.evaluation.examples)
     if not held_out or task.train_size == 0:
         raise UserError(f"task.path: {config.task.path} has no {'training' if held_out else 'held-out'} examples; give it some")
-    try_rewards(rewards, held_out)
     metrics = metric_functions(metric_names(task) if config.evaluation.metrics is None else config.evaluation.metrics)
     try_metrics(metrics, held_out, config.evaluation.score)
     tokenizer = load_tokenizer(source, where, config.student.trust_remote_code)
+    try_rewards(rewards, held_out, tokenizer)
     task = fit(task, config, tokenizer)
     held_out = task.held_out(config.evaluation.examples)
     if not held_out or task.train_size == 0:
@@ -138,10 +139,12 @@ def build_engine(config: Config, processes: Processes, model: LanguageModel, tim
     return Engine(model.module, head, processes, config.engine, config.optimizer, times)
 
 
-def try_rewards(rewards: WeightedSum, examples: list[Example]) -> None:
+def try_rewards(rewards: WeightedSum, examples: list[Example], tokenizer) -> None:
     """Judge two examples' own completions, so that a reward that cannot work says so before a model is loaded."""
     few = examples[:2]
-    score_texts(rewards, [e.prompt for e in few], [e.completion or "" for e in few], [e.columns for e in few])
+    texts = [e.completion or "" for e in few]
+    columns = [{**e.columns, "completion_ids": tokenizer(text)["input_ids"]} for e, text in zip(few, texts, strict=True)]
+    score_texts(rewards, [e.prompt for e in few], texts, columns)
 
 
 def try_metrics(metrics: Sequence[Metric], examples: list[Example], score: str) -> None:

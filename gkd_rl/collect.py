@@ -18,7 +18,7 @@ from gkd_rl.rollout.rows import join
 from gkd_rl.rollout.sampler import dataset_rollouts
 from gkd_rl.run import Run
 from gkd_rl.run_log import rollout_health, step_flops
-from gkd_rl.scoring import global_advantages, score_rollouts
+from gkd_rl.scoring import combined_rewards, global_advantages, score_rollouts
 from gkd_rl.tasks.base import stream_example
 from gkd_rl.types import Example, Experience, Rollouts, TeacherScores
 
@@ -36,7 +36,10 @@ def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
             run.ahead.start(step + 1)
     rollouts, rewards = judged.rollouts, judged.rewards
     with times.phase("reward"):
-        advantages = global_advantages(rewards, rollouts.group, config.objective.advantage, run.processes)
+        weighted = parts.rewards.at(step)
+        combined = combined_rewards(weighted, rewards, judged.components, rollouts.group, run.processes)
+        advantages = global_advantages(combined, rollouts.group, config.objective.advantage, run.processes)
+        figures |= {f"weight_{name}": weighted.weights[name] for name in parts.rewards.scheduled}
     with times.phase("teacher"):
         teacher, reference = run.processes.together(lambda: _scores(run, rollouts))
     gates = row_gates(rewards, rollouts.group, config.objective.gate)
@@ -65,16 +68,16 @@ def judge_step(run: Run, step: int) -> tuple[Judged, int]:
     pad = int(run.parts.student.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
     rounds = run.config.rollout.max_resamples
     with run.engine.gathered():
-        judged = _with_rewards(run, _rollouts(run, _examples(run, step), step))
+        judged = _with_rewards(run, _rollouts(run, _examples(run, step), step), step)
         if not rounds:
             return judged, 0
-        sampled_anew = lambda examples: _with_rewards(run, _sampled(run, examples))
+        sampled_anew = lambda examples: _with_rewards(run, _sampled(run, examples), step)
         return replace_flat_groups(judged, rounds, lambda place: _fresh_example(run, place), sampled_anew, pad)
 
 
-def _with_rewards(run: Run, rollouts: Rollouts) -> Judged:
+def _with_rewards(run: Run, rollouts: Rollouts, step: int) -> Judged:
     with run.times.phase("reward"):
-        return Judged(rollouts, *score_rollouts(run.parts.rewards, rollouts))
+        return Judged(rollouts, *score_rollouts(run.parts.rewards.at(step), rollouts))
 
 
 def _fresh_example(run: Run, place: int) -> Example | None:

@@ -97,6 +97,16 @@ class TaskConfig:
 
 
 @dataclass
+class RequirementConfig:
+    """A reward that has to be high enough before another one is asked."""
+
+    reward: str = ""
+    """Name of the other reward."""
+    at_least: float = 1.0
+    """What it has to give; where it gives less, this reward adds 0 and is not asked."""
+
+
+@dataclass
 class RewardConfig:
     """One reward: a callable ``(prompts, completions, **columns) -> list[float | None]``."""
 
@@ -104,12 +114,23 @@ class RewardConfig:
     """Dotted path, or ``file.py:name``."""
     name: str | None = None
     """Name in metrics and stored rollouts; by default the last part of the path."""
-    weight: float = 1.0
-    """Weight in the sum of rewards."""
+    weight: Any = 1.0
+    """Weight in the sum of rewards: a number, or ``{start: 0.0, end: 1.0, steps: 100}``, which goes in so many equal steps."""
+    requires: RequirementConfig | None = None
+    """This reward counts only where another one is high enough, as correctness where the format is right."""
+    normalize: Literal["none", "group", "batch"] = "none"
+    """``group``, ``batch``: for the advantages this reward's values are brought to mean 0 and deviation 1 among those of their prompt, or
+    of the step, before they are weighted."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of a reward that is a class."""
     timeout: float = field(default=0.0, compare=False)  # a run that is continued may have another one
     """Seconds that one call may take, after which the run ends with an error; 0: any time."""
+    retries: int = field(default=0, compare=False)
+    """How often a call that fails is repeated, after 1, 2, 4, ... seconds (a minute at most)."""
+    threads: int = field(default=1, compare=False)
+    """Threads among which a batch is shared out, for rewards that wait for something else; their values may not depend on their batch."""
+    cache: Any = field(default=False, compare=False)
+    """``true``: values are kept by content, in memory and in ``RUN_DIR/reward-cache``; a path: in that folder, which runs may share."""
 
 
 @dataclass

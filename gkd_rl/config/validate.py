@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from gkd_rl.config.engine import engine_complaints
 from gkd_rl.config.load import all_keys, value_at
+from gkd_rl.config.rewards import reward_complaints
 from gkd_rl.config.run import Config, RolloutConfig
 from gkd_rl.config.student import student_complaints
 from gkd_rl.config.teachers import all_teacher_complaints, has_teacher, model_of, teacher_configs, teacher_top_k
@@ -153,8 +154,7 @@ def _complaints(config: Config) -> Iterator[str]:
     if config.resume not in RESUME:
         yield f"resume is '{config.resume}'; it must be one of {', '.join(RESUME)}"
     for number, reward in enumerate(config.rewards or []):
-        if not 0 <= reward.timeout < math.inf:
-            yield f"rewards[{number}].timeout is {reward.timeout}; it must be a number of seconds, or 0 for any time"
+        yield from reward_complaints(f"rewards[{number}]", reward)
     if config.rewards == []:
         yield "rewards is empty; leave it out for the task's own reward, and set objective.alpha=1 to train without one"
 

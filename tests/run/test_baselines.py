@@ -42,7 +42,9 @@ def trained(cli, tmp_path: Path) -> Callable[..., Path]:
         config = load_config(CONFIGS / f"{name}.yaml")
         few += ["rollout.per_prompt=3"] if config.rollout.per_prompt > 1 else []
         few += [f"rollout.completions_dir={tmp_path / 'said'}"] if config.rollout.completions == "teacher" else []
-        outcome = cli("train", CONFIGS / f"{name}.yaml", "max_steps=2", "checkpoint.every=0", f"run_dir={tmp_path / 'run'}", *few, *small, *overrides)
+        outcome = cli(
+            "train", CONFIGS / f"{name}.yaml", "max_steps=2", "checkpoint.every=0", f"run_dir={tmp_path / 'run'}", *few, *small, *overrides
+        )
         assert outcome.status == 0, outcome.err
         return tmp_path / "run"
 
@@ -97,7 +99,10 @@ def test_the_second_phase_begins_where_the_score_stops_rising(trained) -> None:
     ("overrides", "said"),
     [
         (("rollout.on_policy_schedule.kind=linear",), "rollout.on_policy_schedule.end is not set but kind 'linear' needs it"),
-        (("rollout.on_policy_schedule={kind: linear, end: 1}",), "moves rollout.on_policy_share from 1 to 1; it must begin between 0 and 1"),
+        (
+            ("rollout.on_policy_schedule={kind: linear, end: 1}",),
+            "moves rollout.on_policy_share from 1 to 1; it must begin between 0 and 1",
+        ),
         (("rollout.on_policy_share=0.5", "rollout.on_policy_schedule={kind: linear, end: 2}"), "from 0.5 to 2; it must begin"),
         (
             ("rollout.on_policy_share=0.5", "rollout.on_policy_schedule={kind: plateau, end: 1}", "rollout.overlap=true"),

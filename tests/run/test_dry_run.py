@@ -87,7 +87,10 @@ def test_a_model_of_the_hub_that_cannot_be_reached_is_unknown_or_planned_by_hint
     unknown = planned("student.path=nobody/student", "teacher.path=nobody/teacher", "data_dir=null")
     assert unknown["models"]["student"]["parameters"] is None and "set student.parameters" in unknown["models"]["student"]["source"]
     assert unknown["step"]["flops"] is None and unknown["run"]["seconds"] is None and unknown["memory_per_rank"]["total"] is None
-    assert unknown["data"]["said"].startswith("not read: task 'gkd_rl.tasks.gsm8k.Gsm8kTask': the gsm8k task needs data_dir") and unknown["data"]["prompt"] == 900
+    assert (
+        unknown["data"]["said"].startswith("not read: task 'gkd_rl.tasks.gsm8k.Gsm8kTask': the gsm8k task needs data_dir")
+        and unknown["data"]["prompt"] == 900
+    )
     hinted = planned("student.path=nobody/student", "teacher.path=nobody/teacher", "student.parameters=1e9", "teacher.parameters=4e9")
     assert hinted["step"]["flops_teacher"] == 2 * 4e9 * 6 * 910
     assert hinted["step"]["flops_student"] == 6 * 1e9 * 6 * 910

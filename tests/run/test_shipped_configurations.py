@@ -50,4 +50,3 @@ def test_the_papers_numbers_are_in_its_configurations(name: str) -> None:
 def test_runs_of_the_paper_have_folders_of_their_own() -> None:
     folders = [load_config(path).run_dir for path in PAPER]
     assert len(set(folders)) == len(folders) >= 17
-
