@@ -64,8 +64,8 @@ class InstructionTask(RowTask):
         return self._example(row.text(self.prompt), row.text(self.completion).removesuffix(self.end), columns, key)
 
     def _example(self, text: str, answer: str | None, columns: dict[str, Any], key: int) -> Example:
-        if answer is not None:
-            columns = {**columns, "reference": answer}
+        absent = dict.fromkeys(("instruction_id_list", "kwargs")) if self.checked else {}
+        columns = {**absent, "reference": answer, **columns}
         return Example(
             prompt=as_prompt(text, self.prompt_format, self.template),
             completion=answer,

@@ -16,6 +16,7 @@ from gkd_rl.tasks.base import make_task
 from gkd_rl.tasks.instruction import InstructionTask
 from gkd_rl.tasks.summarization import SummarizationTask
 from gkd_rl.tasks.translation import TranslationTask, detokenised
+from reward_models import InstructionChecks
 
 XSUM = {"document": "A {long} text. It goes on.", "summary": "Short."}
 PAIR = {"translation": {"en": "The house.", "de": "Das Haus."}}
@@ -138,12 +139,27 @@ def test_each_form_of_instructions_is_known_by_its_fields(tmp_path: Path):
         {"prompt": "No commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}], "key": 1},
     ]
     path = written(tmp_path, "rows.jsonl", rows)
-    plain, with_input, without, checked = (InstructionTask(train=path, test=path).train_example(i) for i in range(4))
+    task = InstructionTask(train=path, test=path)
+    plain, with_input, without, checked = (task.train_example(i) for i in range(4))
     assert (plain.prompt, plain.completion, dict(plain.columns)) == ("Say yes.\n", "yes", {"template": "t", "reference": "yes"})
     assert (with_input.prompt, with_input.completion) == ("Repeat.\n\na\n", "a")
     assert (without.prompt, without.completion) == ("Count to two.\n", "1 2")
     assert (checked.prompt, checked.completion) == ("No commas.\n", None)
-    assert dict(checked.columns) == {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    assert dict(checked.columns) == {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}], "reference": None}
+
+
+def test_rows_without_instructions_say_so_where_held_out_ones_have_them(tmp_path: Path):
+    """Rewards that check instructions then know that they do not apply."""
+    train = written(tmp_path, "train.jsonl", [{"prompt": "Say yes.", "completion": "yes"}])
+    test = written(tmp_path, "test.jsonl", [{"prompt": "No commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}])
+    task = InstructionTask(train=train, test=test)
+    assert dict(task.train_example(0).columns) == {"instruction_id_list": None, "kwargs": None, "reference": "yes"}
+    checks = InstructionChecks(language=False)
+    columns = [task.train_example(0).columns, task.held_out(1)[0].columns]
+    assert checks(["q"] * 2, ["a b", "a b"], **{name: [row[name] for row in columns] for name in ("instruction_id_list", "kwargs")}) == [
+        None,
+        1.0,
+    ]
 
 
 def test_rows_in_flans_form_are_read_by_their_names(tmp_path: Path):
