@@ -10,6 +10,7 @@ from gkd_rl.config.run import Config
 from gkd_rl.config.teachers import teacher_configs
 from gkd_rl.config.validate import needs_teacher, validate
 from gkd_rl.errors import UserError
+from gkd_rl.objective.schedule import value_at
 from gkd_rl.plan.data import DataPlan, data_plan
 from gkd_rl.plan.memory import Bytes, rank_memory, reference_copies, total
 from gkd_rl.plan.sizes import ModelSize, student_size, teacher_sizes
@@ -99,7 +100,7 @@ def plan(config: Config, ranks: int, flops_per_second: float, rate: str) -> Plan
         updates=config.max_steps * rollout.passes * rollout.updates_per_pass,
         prompts=rollout.prompts_per_step,
         completions=completions,
-        sampled_completions=completions * rollout.on_policy_share,
+        sampled_completions=completions * mean_share(config),
         tokens=completions * (data.prompt + data.completion),
         flops=_flops(config, student, teachers, completions, data),
         memory=rank_memory(config, student, teachers, ranks, ceil(completions / ranks)),
@@ -108,10 +109,18 @@ def plan(config: Config, ranks: int, flops_per_second: float, rate: str) -> Plan
     )
 
 
+def mean_share(config: Config) -> float:
+    """λ, averaged over the run's steps (a plateau's time is not known beforehand: it is left out)."""
+    start, schedule = config.rollout.on_policy_share, config.rollout.on_policy_schedule
+    if schedule.kind in ("constant", "plateau"):
+        return start
+    return sum(value_at(start, schedule, step, config.max_steps) for step in range(config.max_steps)) / config.max_steps
+
+
 def _flops(config: Config, student: ModelSize, teachers: dict[str, ModelSize], completions: int, data: DataPlan) -> dict[str, float | None]:
     """As a run counts them (``run_log.flops``)."""
     rollout = config.rollout
-    sampled = completions * rollout.on_policy_share * (data.prompt / rollout.per_prompt + data.completion)
+    sampled = completions * mean_share(config) * (data.prompt / rollout.per_prompt + data.completion)
     scoring = _scoring(config, student, teachers)
     known = student.parameters or 0.0, student.trained or 0.0, scoring or 0.0
     counted = flops(*known, sampled, completions * (data.prompt + data.completion), rollout.passes)

@@ -17,7 +17,7 @@ _CHAT = ("role", "content")
 
 
 class CustomTask(RowTask):
-    """Rows with prompts, and whatever else the rewards want to see: every column reaches them by its name.
+    """Rows with prompts, and whatever else the rewards want to see: every column reaches them by its name (dates and the like as text).
 
     Args:
         train, test: files (absolute, or below ``data_dir``) or data sets of the hub; lists of them are read one after the other.
@@ -64,7 +64,7 @@ class CustomTask(RowTask):
         return [RewardConfig(path="reward_models.TextMetric", name="exact", options={"metric": "exact_match"})]
 
     def example(self, row: Row, key: int) -> Example:
-        columns = {name: value for name, value in row.fields.items() if name not in ("prompts", "completions", "completion")}
+        columns = {name: _plain(value) for name, value in row.fields.items() if name not in ("prompts", "completions", "completion")}
         if self.reference is not None:
             columns["reference"] = row.value(self.reference)
         completion = None
@@ -86,6 +86,15 @@ class CustomTask(RowTask):
 def not_empty(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
     """1 for an answer with any text, 0 for none."""
     return [float(bool(completion_text(completion).strip())) for completion in completions]
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON has it, since columns are written to the run's folder; what JSON has no form for, as text."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
 
 
 def _chat(row: Row, name: str, value: Any) -> list[Message]:

@@ -76,6 +76,11 @@ def test_more_ranks_take_less_time(planned) -> None:
     assert four["step"]["flops"] == one["step"]["flops"]
 
 
+def test_a_share_that_moves_is_planned_by_its_mean(planned) -> None:
+    made = planned("rollout.on_policy_share=0.2", "rollout.on_policy_schedule={kind: linear, end: 1}", "objective.alpha=1", "max_steps=5")
+    assert made["step"]["sampled_completions"] == pytest.approx(6 * (0.2 + 0.4 + 0.6 + 0.8 + 1.0) / 5)
+
+
 def test_no_weight_is_read(planned, models: Models, tmp_path: Path) -> None:
     for name in ("student", "teacher"):
         shutil.copytree(getattr(models, name), tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors"))

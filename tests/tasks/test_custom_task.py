@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gkd_rl.errors import UserError
@@ -29,6 +33,13 @@ def test_every_column_reaches_the_rewards(tmp_path: Path):
     assert (example.prompt, example.completion) == ("q1", "a1")
     assert dict(example.columns) == {**rows[1], "reference": "a1"}
     assert made.train_size == 2 and made.held_out(5)[0].prompt == "q2"
+
+
+def test_values_that_json_has_no_form_for_reach_the_rewards_as_text(tmp_path: Path):
+    rows = [{"prompt": "q", "day": date(2026, 1, 2), "more": [{"at": datetime(2026, 1, 2, 3)}], "price": Decimal("1.50")}] * 2
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    columns = CustomTask(train=str(tmp_path / "rows.parquet"), held_out_rows=1).train_example(0).columns
+    assert dict(columns) == {"prompt": "q", "day": "2026-01-02", "more": [{"at": "2026-01-02 03:00:00"}], "price": "1.50"}
 
 
 def test_completions_are_no_column_that_rewards_could_mistake_for_the_answer(tmp_path: Path):
