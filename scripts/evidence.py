@@ -74,7 +74,7 @@ def read(name: str, seed: int, folder: Path) -> Result | None:
     summary: dict[str, Any] = json.loads(path.read_text())
     rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     after = summary["after"]
-    flops = {phase: sum(row.get(phase, 0.0) for row in rows) for phase in PHASES}
+    flops = {phase: sum((float(row.get(phase, 0.0)) for row in rows), 0.0) for phase in PHASES}
     return Result(
         name, seed, summary["steps"], flops, summary["accuracy_before"], after["accuracy"], after["examples"], after.get("reverse_kl")
     )
@@ -134,10 +134,9 @@ def _row(name: str, runs: Sequence[Result]) -> str:
     work = ", ".join(f"{_mean([r.flops[phase] for r in runs]) / 1e12:.2f}" for phase in PHASES)
     known = [r.reverse_kl for r in runs if r.reverse_kl is not None]
     seeds = " ".join(f"{r.accuracy:.3f}" for r in runs)
-    return (
-        f"| `{name}` | {len(runs)} | {runs[0].steps} | {work} | {_mean([r.accuracy for r in runs]):.3f} | {low:.3f} to {high:.3f} | {seeds} | "
-        f"{f'{_mean(known):.3f}' if known else '–'} |"
-    )
+    divergence = f"{_mean(known):.3f}" if known else "–"
+    accuracy = f"{_mean([r.accuracy for r in runs]):.3f} | {low:.3f} to {high:.3f}"
+    return f"| `{name}` | {len(runs)} | {runs[0].steps} | {work} | {accuracy} | {seeds} | {divergence} |"
 
 
 def draw(results: Sequence[Result], path: Path) -> None:

@@ -23,7 +23,7 @@ Bytes = float | None
 def rank_memory(config: Config, student: ModelSize, teachers: dict[str, ModelSize], ranks: int, rows: int) -> dict[str, Bytes]:
     """Part → bytes on the device of one rank that samples and trains on ``rows`` rows of a step."""
     parts: dict[str, Bytes] = dict(trained_memory(config, student, ranks))
-    copies = reference_copies(config)
+    copies = student_copies(config)
     if copies:
         parts["copies of the student"] = None if student.parameters is None else copies * student.parameters * student.bytes_per_weight
     held = [held_bytes(settings, teachers[key]) for key, settings in teacher_configs(config).items()]
@@ -56,11 +56,14 @@ def trained_memory(config: Config, student: ModelSize, ranks: int) -> dict[str, 
     }
 
 
-def reference_copies(config: Config) -> int:
-    """Frozen or sampling copies of the student on the device."""
-    surrogate, divergence = config.objective.surrogate, config.objective.divergence
-    refers = bool(surrogate.reference_kl_weight or divergence.extrapolation != 1) and not config.student.lora.rank
-    return int(refers) + int(config.rollout.overlap and not config.student.lora.rank)
+def student_copies(config: Config) -> int:
+    """Frozen or sampling copies of the student on the device; under an adapter there are none."""
+    return 0 if config.student.lora.rank else int(uses_reference(config)) + int(config.rollout.overlap)
+
+
+def uses_reference(config: Config) -> bool:
+    """Whether the initial student scores rows too."""
+    return bool(config.objective.surrogate.reference_kl_weight or config.objective.divergence.extrapolation != 1)
 
 
 def total(parts: dict[str, Bytes]) -> Bytes:

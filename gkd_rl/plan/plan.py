@@ -12,7 +12,7 @@ from gkd_rl.config.validate import needs_teacher, validate
 from gkd_rl.errors import UserError
 from gkd_rl.objective.schedule import value_at
 from gkd_rl.plan.data import DataPlan, data_plan
-from gkd_rl.plan.memory import Bytes, rank_memory, reference_copies, total
+from gkd_rl.plan.memory import Bytes, rank_memory, total, uses_reference
 from gkd_rl.plan.sizes import ModelSize, student_size, teacher_sizes
 from gkd_rl.run_log import flops
 
@@ -135,7 +135,7 @@ def _flops(config: Config, student: ModelSize, teachers: dict[str, ModelSize], c
 def _scoring(config: Config, student: ModelSize, teachers: dict[str, ModelSize]) -> float | None:
     """Parameters that read each row beside the student: teachers in the process (rows routed to one of several: their mean), reference."""
     sizes = [teachers[key].parameters for key in teacher_configs(config)] if needs_teacher(config) else []
-    if reference_copies(config) - int(config.rollout.overlap and not config.student.lora.rank):
+    if uses_reference(config):
         sizes.append(student.parameters)
     if None in sizes:
         return None

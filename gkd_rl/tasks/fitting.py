@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -42,8 +41,10 @@ class FittedTask:
                 f"task.long_prompts is 'truncate', but {config.task.path} does not say which part of a prompt may be cut; set it to "
                 "drop or error"
             )
-        self.cut: set[int] = set()
-        """Training examples, by their numbers, whose prompts were cut"""
+        self.cut: dict[str, set[int]] = {"training": set(), "held-out": set()}
+        """Examples, by their numbers, whose prompts were cut"""
+        self.seen = 0
+        """Held-out examples"""
         self.said: list[str] = []
         self.places = self._fitting() if task.train_size is not None else None
 
@@ -57,6 +58,7 @@ class FittedTask:
 
     def held_out(self, count: int) -> list[Example]:
         examples = [self._cut(example, "held-out") for example in self.task.held_out(count)]
+        self.seen = len(examples)
         if self.config.task.long_prompts != "drop":
             return examples
         kept = [example for example in examples if self._tokens(example.prompt) <= self.config.task.max_prompt_tokens]
@@ -69,9 +71,10 @@ class FittedTask:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was left out or cut, in sentences."""
-        whole = self.train_size
-        cut = [f"{len(self.cut)} of {whole} training prompts are cut to task.max_prompt_tokens={self.config.task.max_prompt_tokens}"]
-        return (*getattr(self.task, "notes", ()), *self.said, *(cut if self.cut else ()))
+        whole = {"training": self.train_size, "held-out": self.seen}
+        limit = f"task.max_prompt_tokens={self.config.task.max_prompt_tokens}"
+        cut = [f"{len(keys)} of {whole[kind]} {kind} prompts are cut to {limit}" for kind, keys in self.cut.items() if keys]
+        return (*getattr(self.task, "notes", ()), *self.said, *cut)
 
     def _fitting(self) -> Sequence[int]:
         """Numbers of the training examples that fit; as many as ``task.train_examples`` asks for."""
@@ -96,8 +99,10 @@ class FittedTask:
 
     def _say_left_out(self, count: int, whole: int, kind: str) -> None:
         if count:
-            limits = [f"task.max_prompt_tokens={self.config.task.max_prompt_tokens}"]
-            if kind == "training" and self.config.task.long_completions == "drop":
+            task, limits = self.config.task, []
+            if task.long_prompts == "drop":
+                limits.append(f"task.max_prompt_tokens={task.max_prompt_tokens}")
+            if kind == "training" and task.long_completions == "drop":
                 limits.append(f"rollout.max_new_tokens={self.config.rollout.max_new_tokens}")
             self.said.append(f"{count} of {whole} {kind} rows are over {' or '.join(limits)} and are left out")
 
@@ -109,8 +114,7 @@ class FittedTask:
         if self.config.task.long_prompts != "truncate" or self._tokens(example.prompt) <= limit:
             return example
         assert self.column is not None
-        if kind == "training":
-            self.cut.add(example.key)
+        self.cut[kind].add(example.key)
         return replace(example, prompt=self._shortened(example, self.column, limit))
 
     def _shortened(self, example: Example, column: str, limit: int) -> str | Sequence[Message]:
@@ -125,14 +129,16 @@ class FittedTask:
             middle = (low + high) // 2
             fits = self._tokens(_with(example.prompt, text, text[:middle])) <= limit
             low, high = (middle, high) if fits else (low, middle)
-        within = not text[low].isspace() and not text[:low].endswith(tuple(string.whitespace))  # a word
-        words = text[:low].rsplit(None, 1)[0] if within and low else text[:low]
-        prompt = _with(example.prompt, text, words.rstrip())
-        if not words.strip() or self._tokens(prompt) > limit:
+        kept = text[:low]
+        if not text[low].isspace() and kept[-1:].strip():  # within a word
+            kept = kept[: -len(kept.split()[-1])]
+        while kept.strip() and self._tokens(prompt := _with(example.prompt, text, kept.rstrip())) > limit:  # fewer letters, more tokens
+            kept = kept.rstrip()[: -len(kept.split()[-1])]
+        if not kept.strip():
             raise UserError(
                 f"the prompt of example {example.key} is over task.max_prompt_tokens={limit} even without its column '{column}'; raise it"
             )
-        return prompt
+        return prompt  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def _texts(prompt: str | Sequence[Message]) -> Iterable[str]:

@@ -12,7 +12,7 @@ from gkd_rl.types import Example
 
 
 class RowTask:
-    """A task over rows. A task of its own says in ``example`` what a row asks, and in ``rewards`` how answers are judged."""
+    """A task over rows. Each task says in ``example`` what a row asks, and in ``default_rewards`` how answers are judged."""
 
     metrics: tuple[str, ...] = ()
     """Names of corpus metrics (``gkd_rl.evaluation.metrics``) by which it is evaluated beside its rewards."""

@@ -49,7 +49,9 @@ def test_what_is_trained_is_what_a_run_trains(planned, models: Models, overrides
     assert planned(*overrides)["models"]["student"]["trained"] == trained < load(models.student).num_parameters()
 
 
-@pytest.mark.parametrize("more", [(), ("rollout.passes=2", "student.lora.rank=2"), ("objective.divergence.extrapolation=1.25",)])
+@pytest.mark.parametrize(
+    "more", [(), ("rollout.passes=2", "student.lora.rank=2"), ("objective.divergence.extrapolation=1.25", "student.lora.rank=2")]
+)
 def test_the_work_planned_is_the_work_that_a_run_counts(planned, cli, small: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     """All prompts are of one length here, and answers as long as allowed."""
     rows = [{"prompt": "How many?", "number": i} for i in range(9)]

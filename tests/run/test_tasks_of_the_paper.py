@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from launching import torchrun
 from workbench import Models, check_folder, write_config
 
 TASKS = {
@@ -96,15 +97,27 @@ def test_what_was_left_out_or_cut_is_said(cli, config) -> None:
     assert "training rows are over" in outcome.out
 
 
-def test_the_validation_score_may_be_a_metric(cli, config, tmp_path: Path) -> None:
-    """The best checkpoint is the one with the best chrF."""
-    settings = ["evaluation.score=chrf", "evaluation.every=1", "checkpoint.every=1", "checkpoint.keep=1", "checkpoint.keep_best=true"]
-    outcome = cli("train", config("translation", "llama"), *settings, "max_steps=3", "evaluation.during_examples=2")
+@pytest.mark.slow
+def test_metrics_are_of_the_answers_of_all_ranks(run, config) -> None:
+    path = config("translation", "llama")
+    alone, together = run("evaluate", path, "--json"), run("evaluate", path, "--json", launcher=torchrun())
+    assert alone.status == together.status == 0, together.err
+    one, two = (json.loads(outcome.out)["metrics"] for outcome in (alone, together))
+    assert one == pytest.approx(two) and set(one) == TASKS["translation"][2]
+
+
+@pytest.mark.parametrize(("sign", "best"), [(1, 2), (-1, 1)])
+def test_the_best_checkpoint_is_the_one_with_the_best_score(cli, config, tmp_path: Path, sign: int, best: int) -> None:
+    """By a metric that rises, or falls, from one evaluation to the next."""
+    (tmp_path / "mine.py").write_text(
+        f"calls = []\n\ndef moving(answers):\n    calls.append(1)\n    return {{'moving': {sign} * len(calls)}}\n"
+    )
+    settings = ["evaluation.score=moving", f"evaluation.metrics=['{tmp_path / 'mine.py'}:moving']", "evaluation.during_examples=2"]
+    keeping = ["evaluation.every=1", "checkpoint.every=1", "checkpoint.keep=1", "checkpoint.keep_best=true"]
+    outcome = cli("train", config("translation", "llama"), *settings, *keeping, "max_steps=3")
     assert outcome.status == 0, outcome.err
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    scores = {row["step"]: row["eval_chrf"] for row in rows if "eval_chrf" in row}
-    assert set(scores) == {1, 2} and all(0 <= score <= 100 for score in scores.values())
-    best = max(scores, key=lambda step: (scores[step], -step))
+    assert sign * rows[0]["eval_moving"] < sign * rows[1]["eval_moving"] and "eval_moving" not in rows[2]
     kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert kept == {f"step-{best:08d}", "step-00000003"}
 

@@ -72,7 +72,7 @@ def test_long_completions_are_left_out_where_they_are_learned_from(task: Summari
     """Summaries have as many words as documents, and an end token."""
     short = fitted(task, "error", "drop")
     assert lengths(short) == [4, 6, 5] and len(short.held_out(5)) == 5
-    assert notes(short) == ("2 of 5 training rows are over task.max_prompt_tokens=6 or rollout.max_new_tokens=7 and are left out",)
+    assert notes(short) == ("2 of 5 training rows are over rollout.max_new_tokens=7 and are left out",)
     assert lengths(fitted(task, "error", "drop", share=1.0)) == [length + 1 for length in LENGTHS]
 
 
@@ -84,7 +84,10 @@ def test_documents_are_cut_at_their_end_and_the_prompt_stays_whole(task: Summari
     assert cut.train_example(0).prompt == "summarize: w0 w1 w2 :end"
     assert cut.train_example(1).columns == task.train_example(1).columns, "rewards see the whole document"
     assert [len(str(e.prompt).split()) for e in cut.held_out(2)] == [5, 6]
-    assert notes(cut) == ("3 of 5 training prompts are cut to task.max_prompt_tokens=6",)
+    assert notes(cut) == (
+        "3 of 5 training prompts are cut to task.max_prompt_tokens=6",
+        "1 of 2 held-out prompts are cut to task.max_prompt_tokens=6",
+    )
 
 
 def test_words_are_kept_whole():
