@@ -91,7 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher puts it first; LOCAL_RANK says the same
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _configured(commands, "train", _train, "train a student on reward and teacher at once", _TRAIN)
+    train = _configured(commands, "train", _train, "train a student on reward and teacher at once", _TRAIN)
+    train.add_argument("--dry-run", action="store_true", help="print work, memory and time of the run instead, without loading a model")
+    train.add_argument("--json", action="store_true", help="with --dry-run: one JSON object instead of tables")
+    train.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: processes to plan for (default: those launched)")
+    train.add_argument(
+        "--flops-per-second", type=float, metavar="X", help="with --dry-run: what one rank reaches, such as 4e14 (default: measured here)"
+    )
     evaluate = _configured(commands, "evaluate", _evaluate, "evaluate a model on held-out examples", _EVALUATE)
     evaluate.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     _configured(commands, "sft", _sft, "fine-tune the student on the task's own solutions first", _SFT)
@@ -174,6 +180,13 @@ def _load(parsed: argparse.Namespace):
 
 def _train(parsed: argparse.Namespace) -> int:
     config = _load(parsed)
+    if parsed.dry_run:
+        from gkd_rl.plan.command import dry_run
+
+        dry_run(config, parsed.json, parsed.ranks, parsed.flops_per_second)
+        return 0
+    if parsed.json or parsed.ranks is not None or parsed.flops_per_second is not None:
+        raise UserError("--json, --ranks and --flops-per-second belong to --dry-run; add it, or leave them out")
     from gkd_rl.train import train
 
     return _close(config.run_dir, train(config))
