@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import PreTrainedConfig
+
 from gkd_rl.config.run import Config
 from gkd_rl.config.validate import validate
 from gkd_rl.console import PhaseTimes
@@ -74,9 +76,7 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     if student_path is None:
         check_trained(config.student, source, where)
     task = make_task(config)
-    own = task.default_rewards()
-    rewards = make_rewards(own if config.rewards is None else config.rewards, Path(config.run_dir) / "reward-cache")
-    verifier = rewards if config.rewards is None or not own else make_rewards(own)
+    rewards, verifier = task_rewards(config, task)
     held_out = task.held_out(config.evaluation.examples)
     if not held_out or task.train_size == 0:
         raise UserError(f"task.path: {config.task.path} has no {'training' if held_out else 'held-out'} examples; give it some")
@@ -104,14 +104,14 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     check_teaching(config, tokenizer)
     if config.rollout.compile and not has_compiler(processes.device):
         raise UserError("rollout.compile needs g++ and Python's headers (on a GPU: Triton), and they are not here; set it to false")
-    backend = _vllm_backend(config, processes) if config.rollout.sampler == "vllm" else None
-    student = _load(path, where, config.student.dtype, config.student.trust_remote_code, processes)
-    _check_context(config, student)
+    backend = make_backend(config, processes) if config.rollout.sampler == "vllm" else None
+    student = load_student(config, path, where, processes)
+    check_context(config, student.module.config)
     if student_path is None:
         mark_trained(student.module, config.student, config.seed)
     adapted = student if has_lora(student.module) else None
     teaching = build_teaching(config, processes, tokenizer, adapted)
-    sampler = _sampler(config, processes, student, backend)
+    sampler = make_sampler(config, processes, student, backend)
     return Parts(
         task=task,
         rewards=rewards,
@@ -119,7 +119,7 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
         sampler=sampler,
         evaluation_sampler=InProcessSampler(student, config.rollout.sampling_rows) if config.rollout.overlap else sampler,
         teaching=teaching,
-        reference=_reference(config, processes, path, where, adapted),
+        reference=make_reference(config, processes, path, where, adapted),
         evaluator=Evaluator(
             rewards,
             verifier,
@@ -144,6 +144,13 @@ def build_engine(config: Config, processes: Processes, model: LanguageModel, tim
     if config.engine.activation_checkpointing and not checkpoint_activations(model.module):
         raise UserError(f"engine.activation_checkpointing: {type(model.module).__name__} has no layers that can run again; set it to false")
     return Engine(model.module, head, processes, config.engine, config.optimizer, times)
+
+
+def task_rewards(config: Config, task: Task) -> tuple[WeightedSum, WeightedSum]:
+    """What is rewarded, and what decides whether an answer is right: the task's own rewards, where it has some."""
+    own = task.default_rewards()
+    rewards = make_rewards(own if config.rewards is None else config.rewards, Path(config.run_dir) / "reward-cache")
+    return rewards, rewards if config.rewards is None or not own else make_rewards(own)
 
 
 def try_rewards(rewards: WeightedSum, examples: list[Example], tokenizer) -> None:
@@ -181,8 +188,9 @@ def check_prompts(config: Config, tokenizer, examples: list[Example], kind: str)
             )
 
 
-def _check_context(config: Config, student: LanguageModel) -> None:
-    window = getattr(student.module.config, "max_position_embeddings", None)
+def check_context(config: Config, model: PreTrainedConfig) -> None:
+    """Raise ``UserError`` where prompt and answer may be longer than the student, of whose settings this is about, reads."""
+    window = getattr(model, "max_position_embeddings", None)
     needed = config.task.max_prompt_tokens + config.rollout.max_new_tokens
     if window is not None and needed > window:
         raise UserError(
@@ -191,13 +199,14 @@ def _check_context(config: Config, student: LanguageModel) -> None:
         )
 
 
-def _load(path: str, where: str, dtype: str, trust: bool, processes: Processes) -> LanguageModel:
-    model = load_language_model(path, where, dtype, trust)
+def load_student(config: Config, path: str, where: str, processes: Processes) -> LanguageModel:
+    """The model at ``path``, loaded as ``config.student`` says, on this process's device."""
+    model = load_language_model(path, where, config.student.dtype, config.student.trust_remote_code)
     model.module.to(processes.device)  # pyright: ignore[reportArgumentType]
     return model
 
 
-def _vllm_backend(config: Config, processes: Processes) -> Backend:
+def make_backend(config: Config, processes: Processes) -> Backend:
     """vLLM in this process (started with the first weights), or the server, which has to be there already."""
     settings, rows = config.rollout.vllm, config.rollout.sampling_rows
     max_tokens = config.task.max_prompt_tokens + config.rollout.max_new_tokens
@@ -207,7 +216,7 @@ def _vllm_backend(config: Config, processes: Processes) -> Backend:
     return VllmServer(settings, folder, max_tokens, rows)
 
 
-def _sampler(config: Config, processes: Processes, student: LanguageModel, backend: Backend | None) -> Sampler:
+def make_sampler(config: Config, processes: Processes, student: LanguageModel, backend: Backend | None) -> Sampler:
     budget = 4 * config.engine.micro_batch_tokens
     if backend is not None:
         return VllmSampler(student, backend, processes, config.rollout.vllm.url is not None, budget)
@@ -236,12 +245,12 @@ def _completions(config: Config, processes: Processes, student: LanguageModel, t
     return TeacherCompletions(student, sampler, params, config.seed, folder, settings, processes.rank)
 
 
-def _reference(config: Config, processes: Processes, path: str, where: str, adapted: LanguageModel | None) -> LocalTeacher | None:
+def make_reference(config: Config, processes: Processes, path: str, where: str, adapted: LanguageModel | None) -> LocalTeacher | None:
     """The initial student, where the objective compares with it: what is under the adapter, or else a frozen copy."""
     if not (config.objective.surrogate.reference_kl_weight or config.objective.divergence.extrapolation != 1):
         return None
     if adapted is not None:
         return LocalTeacher(adapted, 4 * config.engine.micro_batch_tokens, under_adapter=True)
-    model = _load(path, where, config.student.dtype, config.student.trust_remote_code, processes)
+    model = load_student(config, path, where, processes)
     model.module.requires_grad_(False)
     return LocalTeacher(model, 4 * config.engine.micro_batch_tokens)

@@ -17,6 +17,7 @@ _EPILOG = """
 examples:
   gkd-rl train configs/arithmetic.yaml                          align and compress the embedded student
   gkd-rl train configs/gsm8k.yaml data_dir=DATA student.path=A teacher.path=B
+  gkd-rl check configs/arithmetic.yaml                          what is wrong with a run, before it is started
   gkd-rl ablate configs/ablate_alpha.yaml                       reward against distillation
   gkd-rl export RUN_DIR --out MODEL                             a model folder from the newest checkpoint
   gkd-rl grade answers.jsonl --reference-field answer --completion-field completion
@@ -100,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate = _configured(commands, "evaluate", _evaluate, "evaluate a model on held-out examples", _EVALUATE)
     evaluate.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    checking = _configured(commands, "check", _check, "look for what is wrong with a run before it is started", _CHECK)
+    checking.add_argument("--quick", action="store_true", help="only what loads neither student nor teacher")
+    checking.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    checking.add_argument("--ranks", type=int, metavar="N", help="processes that the run will have, for its memory (default: 1)")
     _configured(commands, "sft", _sft, "fine-tune the student on the task's own solutions first", _SFT)
     _configured(commands, "ablate", _ablate, "run a grid of settings with several seeds", _ABLATE)
     caching = _configured(
@@ -138,6 +143,9 @@ _EVALUATE = """
   model=PATH                  the model (default: the run's final model if there is one, else the student)
   evaluation.examples=500     held-out examples
   evaluation.samples=8        samples per example, for pass@k
+"""
+_CHECK = """
+  those of train; the exit status is 1 where a check failed
 """
 _SFT = """
   sft.examples, sft.epochs, sft.batch_size, sft.lr      on the task's own completions; the model goes to RUN_DIR/model
@@ -189,7 +197,17 @@ def _train(parsed: argparse.Namespace) -> int:
         raise UserError("--json, --ranks and --flops-per-second belong to --dry-run; add it, or leave them out")
     from gkd_rl.train import train
 
+    if os.environ.get("RANK", "0") == "0":
+        from gkd_rl.preflight.command import before_training
+
+        before_training(config, int(os.environ.get("WORLD_SIZE", "1")))
     return _close(config.run_dir, train(config))
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    from gkd_rl.preflight.command import check
+
+    return check(parsed.config, parsed.overrides, parsed.quick, parsed.json, parsed.ranks)
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gkd_rl.errors import UserError
 
@@ -45,6 +46,21 @@ class RunFolder:
             raise UserError(f"run_dir {self.path} is not a folder; choose another run_dir") from None
         except OSError as error:
             raise UserError(f"run_dir {self.path} cannot be written to ({error.strerror}); choose another run_dir") from None
+        self._refuse_held(resume)
+
+    def examine(self, resume: str) -> None:
+        """Raise the ``UserError`` that ``open`` would raise; nothing is made, changed or kept locked."""
+        standing = nearest_folder(self.path)
+        if not standing.is_dir():
+            raise UserError(f"run_dir {self.path} is not a folder; choose another run_dir")
+        if not os.access(standing, os.W_OK | os.X_OK):
+            raise UserError(f"run_dir {self.path} cannot be written to ({os.strerror(errno.EACCES)}); choose another run_dir")
+        if (self.path / ".lock").exists():
+            with (self.path / ".lock").open() as lock:
+                self._lock_exclusively(lock)
+        self._refuse_held(resume)
+
+    def _refuse_held(self, resume: str) -> None:
         if self._holds_run() and resume == "never":
             raise UserError(
                 f"run_dir {self.path} already holds a run; resume=auto continues it, resume=new sets it aside first, "
@@ -87,8 +103,11 @@ class RunFolder:
 
     def _take_lock(self) -> None:
         self._lock = (self.path / ".lock").open("w")
+        self._lock_exclusively(self._lock)
+
+    def _lock_exclusively(self, file: IO[str]) -> None:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"run_dir {self.path} is in use by another run; wait for it or choose another run_dir") from None
 
@@ -119,6 +138,12 @@ class RunFolder:
         for name in LOGS:
             if (self.path / name).exists():
                 os.truncate(self.path / name, positions.get(name, 0))
+
+
+def nearest_folder(path: Path) -> Path:
+    """``path``, or what exists of the folders in which it would be made."""
+    whole = path.absolute()
+    return next(place for place in (whole, *whole.parents) if place.exists())
 
 
 def write_atomically(path: Path, text: str) -> None:

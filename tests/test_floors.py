@@ -37,7 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         *("gkd_rl.cache_teacher", "gkd_rl.export", "gkd_rl.watch"),
         "gkd_rl.evaluation.command",
     ),
-    ("gkd_rl.ablation", "gkd_rl.report", "gkd_rl.plan"),
+    ("gkd_rl.ablation", "gkd_rl.report", "gkd_rl.plan", "gkd_rl.preflight"),
     ("gkd_rl.cli", "gkd_rl.__main__"),
 )
 """Modules and packages of each floor; the longest name that fits a module decides."""

@@ -49,9 +49,9 @@ def trained_memory(config: Config, student: ModelSize, ranks: int) -> dict[str, 
     states = 0.0 if config.optimizer.kind == "adafactor" else 12.0 if half else 8.0
     optimiser = None if trained is None else states * trained / shard(1)
     return {
-        "weights": 0.0 if config.engine.offload_parameters else weights,
+        "weights": 0.0 if config.engine.offload_parameters != "none" else weights,
         "gradients": gradients,
-        "optimiser": 0.0 if config.engine.offload_optimizer else optimiser,
+        "optimiser": 0.0 if config.engine.offload_optimizer != "none" else optimiser,
         **({"student gathered to sample": _gathered(student, ranks)} if stage == 3 else {}),
     }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from gkd_rl.models.language_model import LanguageModel
 from gkd_rl.rollout.drawing import SamplingParams
@@ -17,9 +18,13 @@ SLACK = 8
 
 def end_tokens(model: LanguageModel) -> list[int]:
     """Every token that ends an answer: the tokenizer's EOS and those of the model's generation settings (chat models have several)."""
-    named = getattr(model.module.generation_config, "eos_token_id", None)
-    more = [] if named is None else [named] if isinstance(named, int) else list(named)
-    return sorted({int(model.tokenizer.eos_token_id), *more})  # pyright: ignore[reportArgumentType]
+    return sorted({int(model.tokenizer.eos_token_id), *generation_ends(model.module.generation_config)})  # pyright: ignore[reportArgumentType]
+
+
+def generation_ends(settings: GenerationConfig | None) -> list[int]:
+    """The end tokens that generation settings name."""
+    named = getattr(settings, "eos_token_id", None)
+    return [] if named is None else [named] if isinstance(named, int) else list(named)
 
 
 class Stopping:
