@@ -16,7 +16,7 @@ from gkd_rl.preflight.judging import references, rewards
 from gkd_rl.preflight.numbers import finite_steps, own_teacher, sampler_agrees, served_agrees, student_loads, teacher_loads
 from gkd_rl.preflight.places import data, disk_space, folders, memory, model_files
 from gkd_rl.preflight.trial import Trial
-from gkd_rl.preflight.words import ends, prompt_lengths, tokenizers
+from gkd_rl.preflight.words import configured_ends, ends, prompt_lengths, tokenizers
 from gkd_rl.processes import quiet_libraries
 from reward_models.errors import InputError
 
@@ -45,7 +45,7 @@ WITH_MODELS: dict[str, Look] = {
     "gradients": finite_steps,
 }
 
-BEFORE_TRAINING = ("disk space", "memory", "end of answers")
+BEFORE_TRAINING: dict[str, Look] = {"disk space": disk_space, "memory": memory, "end of answers": configured_ends}
 """What a run does not find out by itself before its first step."""
 
 
@@ -93,9 +93,9 @@ def before_training(config: Config, ranks: int) -> None:
     ``UserError`` with the first failure.
     """
     terminal, trial = Terminal(), Trial(config, ranks)
-    for name in BEFORE_TRAINING:
+    for name, finds in BEFORE_TRAINING.items():
         try:
-            found = QUICK[name](trial)
+            found = finds(trial)
         except (UserError, InputError, Unavailable):
             continue
         if found.status == "fail":

@@ -74,6 +74,6 @@ def failed(checked: Sequence[Checked]) -> bool:
 def worst(findings: Sequence[Finding]) -> Finding:
     """One finding of several about one thing: the worst status, and what those with that status say."""
     order: tuple[Status, ...] = ("fail", "warn", "pass", "skip")
-    status = min((finding.status for finding in findings), key=order.index)
+    status: Status = next(one for one in order if any(finding.status == one for finding in findings))
     said = [finding for finding in findings if finding.status == status]
     return Finding(status, "; ".join(one.detail for one in said), "; ".join(dict.fromkeys(one.fix for one in said if one.fix)))

@@ -23,17 +23,28 @@ RIGHT = 0.9
 
 
 def references(trial: Trial) -> Finding:
-    """Share of rows that the verifier can judge: to each it is given the row's own solution, or nothing where it has none."""
-    _, verifier = trial.rewards
+    """Share of rows that can be judged: given the row's own solution (or nothing where it has none), the verifier and some reward apply.
+
+    An unreadable reference gives None in the place of a reward.
+    """
+    total, verifier = trial.rewards
     rows = [*trial.held_out, *trial.training[:READ]]
-    values = _components(trial, verifier, rows, [_solution(row) or "" for row in rows])
-    unread = [row for row, value in zip(rows, values, strict=True) if value is None]
-    detail = f"{len(rows) - len(unread):,} of {len(rows):,} can be judged by '{verifier.rewards[0][0]}'"
+    texts = [_solution(row) or "" for row in rows]
+    unread = _rows_of_none(rows, _first(trial, verifier, rows, texts))
+    if total is not verifier:
+        unread |= _rows_of_none(rows, _totals(trial, total, rows, texts))
+    names = " and ".join(f"'{name}'" for name in dict.fromkeys([verifier.rewards[0][0], *(name for name, _, _ in total.rewards)]))
+    detail = f"{len(rows) - len(unread):,} of {len(rows):,} rows can be judged by {names}"
     if not unread:
         return Finding("pass", detail)
-    shown = ", ".join(f"example {row.key}: {_reference(row)}" for row in unread[:SHOWN])
+    shown = ", ".join(f"example {row.key}: {_reference(row)}" for row in list(unread.values())[:SHOWN])
     status = "fail" if len(unread) > MOST_UNREADABLE * len(rows) else "warn"
     return Finding(status, f"{detail}; not {shown}", "mend or remove these rows: their answers earn nothing, right or wrong")
+
+
+def _rows_of_none(rows: Sequence[Example], values: Sequence[float | None]) -> dict[int, Example]:
+    """Place → row, where there is no value."""
+    return {place: row for place, (row, value) in enumerate(zip(rows, values, strict=True)) if value is None}
 
 
 def rewards(trial: Trial) -> Finding:
@@ -45,7 +56,7 @@ def rewards(trial: Trial) -> Finding:
     own = [_solution(row) or "" for row in rows]
     answers = {"their solutions": own, "nothing": [""] * len(own), "other rows' solutions": [*own[1:], own[0]]}
     means = {name: _mean(_totals(trial, total, rows, texts)) for name, texts in answers.items()}
-    right = [value for value in _components(trial, verifier, rows, own) if value is not None]
+    right = [value for value in _first(trial, verifier, rows, own) if value is not None]
     share = sum(value >= 1 for value in right) / len(right) if right else 0.0
     said = ", ".join(f"{mean:.3g} for {name}" for name, mean in means.items())
     detail = f"{said}; {share:.0%} of the solutions count as right"
@@ -76,7 +87,7 @@ def _totals(trial: Trial, rewards: WeightedSum, rows: Sequence[Example], texts: 
     return score_texts(rewards, [row.prompt for row in rows], texts, _columns(trial, rows, texts))[0]
 
 
-def _components(trial: Trial, verifier: WeightedSum, rows: Sequence[Example], texts: Sequence[str]) -> list[float | None]:
+def _first(trial: Trial, verifier: WeightedSum, rows: Sequence[Example], texts: Sequence[str]) -> list[float | None]:
     """What the first reward gives, which decides whether an answer is right."""
     return next(iter(score_texts(verifier, [row.prompt for row in rows], texts, _columns(trial, rows, texts))[1].values()))
 

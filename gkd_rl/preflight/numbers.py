@@ -40,6 +40,8 @@ EXACT = 1e-3
 """Largest gap in nats between two ways to one log-probability in float32."""
 ROUNDED = 0.25
 """The same where one of them is in bfloat16, or another program's."""
+VANISHED = 1e-6
+"""A gradient's norm that rounding alone may leave."""
 TEN = 10.0
 """A gap so many times larger than that is no rounding."""
 
@@ -123,9 +125,9 @@ def finite_steps(trial: Trial) -> Finding:
     detail = "gradient norms: " + ", ".join(f"{term.replace('_', '-')} {norm:.3g}" for term, norm in norms.items()) + peak
     if bad := [term for term, norm in norms.items() if not math.isfinite(norm)]:
         return Finding("fail", detail, f"the {bad[0]} term's gradient is not finite: lower its weight's temperature, or use float32")
-    if norms.get("reward") == 0:
+    if norms.get("reward", 1.0) < VANISHED:
         return Finding("warn", detail, "all answers tried were judged alike; see that some are right and others wrong, or fine-tune first")
-    if norms.get("divergence") == 0 and all(teacher.kind == "model" for teacher in teacher_configs(config).values()):
+    if norms.get("divergence", 1.0) < VANISHED and all(teacher.kind == "model" for teacher in teacher_configs(config).values()):
         return Finding("warn", detail, "the teacher's term has no gradient: is teacher.path the student, or a gate closed?")
     return Finding("pass", detail)
 
@@ -147,10 +149,16 @@ def _experience(trial: Trial, term: str) -> Experience:
     batch = replace(config.objective.advantage, kind="batch")  # there is one answer to each prompt
     gains = advantages(rewards.cpu(), rollouts.group.cpu(), batch).to(rewards)
     teacher = trial.teaching.teacher
-    taught = teacher.score(rollouts) if teacher is not None and needs_teacher(config) and term != "cross_entropy" else None
+    taught = teacher.score(rollouts) if teacher is not None and _reads_teacher(config.objective, term) else None
     reference = trial.reference.score(rollouts) if trial.reference is not None else None
     gates = row_gates(rewards, rollouts.group, config.objective.gate)
     return Experience(rollouts, rewards, components, gains, taught, reference, gates)
+
+
+def _reads_teacher(objective: ObjectiveConfig, term: str) -> bool:
+    """Whether a term's own gradient depends on the teacher: of one that is broken, the others know nothing."""
+    in_reward = objective.surrogate.teacher_in_ratio != 0 or objective.gate.kind == "sign_agreement"
+    return term == "divergence" or (term == "reward" and in_reward)
 
 
 def _given(trial: Trial) -> Rollouts:

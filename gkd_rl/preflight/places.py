@@ -16,12 +16,13 @@ from gkd_rl.config.teachers import model_of, teacher_configs
 from gkd_rl.errors import UserError
 from gkd_rl.models.source import resolve
 from gkd_rl.models.trained import check_trained
-from gkd_rl.plan.memory import rank_memory, total
+from gkd_rl.plan.memory import rank_memory
 from gkd_rl.plan.sizes import student_size, teacher_sizes
 from gkd_rl.preflight.finding import Finding
 from gkd_rl.preflight.trial import Trial
 from gkd_rl.run_folder import RunFolder, nearest_folder
 
+_LESS_MEMORY = "raise engine.zero_stage or the number of ranks, lower rollout.sampling_rows, or offload"
 MOST = 0.8
 """Share of what is free that may be needed without a warning."""
 
@@ -123,13 +124,16 @@ def memory(trial: Trial) -> Finding:
     config = trial.config
     student = student_size(config.student)
     rows = ceil(config.rollout.prompts_per_step * config.rollout.per_prompt / trial.ranks)
-    needed = total(rank_memory(config, student, teacher_sizes(config, student), trial.ranks, rows))
-    if needed is None:
-        return Finding("warn", "unknown, as the size of a model is", "set student.parameters or teacher.parameters")
+    parts = rank_memory(config, student, teacher_sizes(config, student), trial.ranks, rows)
+    needed = sum(size for size in parts.values() if size is not None)
+    unknown = [name for name, size in parts.items() if size is None]
     room, where = _device_memory(trial.ranks)
-    detail = f"{gib(needed)} a rank without activations; {gib(room)} {where}"
-    fix = "raise engine.zero_stage or the number of ranks, lower rollout.sampling_rows, or offload"
-    return _room(detail, needed, room, fix)
+    least = "at least " if unknown else ""
+    found = _room(f"{least}{gib(needed)} a rank without activations; {gib(room)} {where}", needed, room, _LESS_MEMORY)
+    if found.status != "fail" and unknown:
+        said = f"{found.detail}; unknown: {', '.join(unknown)}"
+        return Finding("warn", said, "set student.parameters or teacher.parameters, or give folders that are here")
+    return found
 
 
 def _device_memory(ranks: int) -> tuple[float, str]:

@@ -39,13 +39,22 @@ def tokenizers(trial: Trial) -> Finding:
 
 
 def ends(trial: Trial) -> Finding:
-    """Whether what closes an answer ends it: the tokenizer's EOS, and the chat template's last token."""
+    """Whether what closes an answer ends it: the tokenizer's EOS, and, where prompts are chats, the template's last token."""
+    return _ends(trial, chat=not isinstance(trial.held_out[0].prompt, str))
+
+
+def configured_ends(trial: Trial) -> Finding:
+    """The same without reading the task's data: prompts are what ``task.prompt_format`` says."""
+    return _ends(trial, chat=trial.config.task.prompt_format == "chat")
+
+
+def _ends(trial: Trial, chat: bool) -> Finding:
     tokenizer, settings = trial.tokenizer, _generation(trial)
     assert isinstance(tokenizer.eos_token_id, int)
     named = generation_ends(settings)
     ending = {tokenizer.eos_token_id, *named, *trial.config.rollout.stop_token_ids}
     words = ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(sorted(ending)))
-    if trial.config.task.prompt_format == "chat":
+    if chat:
         return _template_end(trial, ending, words)
     if named and tokenizer.eos_token_id not in named:
         theirs = ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(named))
