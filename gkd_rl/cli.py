@@ -17,6 +17,7 @@ _EPILOG = """
 examples:
   gkd-rl train configs/arithmetic.yaml                          align and compress the embedded student
   gkd-rl train configs/gsm8k.yaml data_dir=DATA student.path=A teacher.path=B
+  gkd-rl train configs/paper/t5_xsum.yaml --dry-run             what a run would take
   gkd-rl ablate configs/ablate_alpha.yaml                       reward against distillation
   gkd-rl export RUN_DIR --out MODEL                             a model folder from the newest checkpoint
   gkd-rl grade answers.jsonl --reference-field answer --completion-field completion
@@ -133,6 +134,7 @@ _TRAIN = """
   objective.divergence.kind=gjsd|forward_kl|reverse_kl  with objective.divergence.beta
   rollout.prompts_per_step, rollout.per_prompt          answers sampled per step
   engine.zero_stage=0..3                                DeepSpeed ZeRO
+  task.path, task.options, task.prompt_format           where prompts come from (docs/tasks.md)
 """
 _EVALUATE = """
   model=PATH                  the model (default: the run's final model if there is one, else the student)
