@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         commands, "cache-teacher", _cache_teacher, "keep the teacher's scores of the dataset's completions on disk", _CACHE
     )
     caching.add_argument("--out", required=True, metavar="DIR", help="folder of the cache; one that was begun is completed")
+    _configured(commands, "reward-model", _reward_model, "train a reward model on preference pairs", _REWARD_MODEL)
     exporting = commands.add_parser(
         "export",
         help="make a model folder from a checkpoint of a run",
@@ -154,6 +155,14 @@ _CACHE = """
   teacher.path, or teacher.url and teacher.served_model  whose scores
   teacher.top_k=64                                       log-probabilities kept per token
   task.train_examples                                    of how many examples (default: all)
+"""
+
+
+_REWARD_MODEL = """
+  preferences.train=FILE, preferences.held_out=FILE      rows with prompt, chosen, rejected (JSONL, CSV, TSV, Parquet)
+  preferences.kind=scored, preferences.min_gap           pairs are made of answers with scores
+  model.path=CHECKPOINT                                  default: from scratch, of model.type and model.config
+  training.epochs, training.batch_size, training.lr
 """
 
 
@@ -223,6 +232,17 @@ def _export(parsed: argparse.Namespace) -> int:
     from gkd_rl.export import export
 
     export(parsed.source, parsed.out, parsed.student)
+    return 0
+
+
+def _reward_model(parsed: argparse.Namespace) -> int:
+    from gkd_rl.config.load import load_as
+    from gkd_rl.config.reward_model import RewardModelConfig
+
+    config = load_as(RewardModelConfig, parsed.config, parsed.overrides)
+    from gkd_rl.reward_model.train import train_reward_model
+
+    train_reward_model(config)
     return 0
 
 

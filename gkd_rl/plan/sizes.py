@@ -67,11 +67,11 @@ def without_adapter(config: Config, student: ModelSize) -> float | None:
     return (student.parameters or 0.0) - (student.trained or 0.0)
 
 
-def held_bytes(teacher: TeacherConfig, size: ModelSize) -> float | None:
-    """Bytes that a teacher's weights take on every rank's device while it scores; None: unknown."""
+def held_bytes(teacher: TeacherConfig, size: ModelSize, ranks: int) -> float | None:
+    """Bytes that a teacher's weights take on the device of each of ``ranks`` while it scores; None: unknown."""
     if teacher.kind == "base" or (teacher.kind == "model" and (teacher.url is not None or teacher.path is None)):
         return 0.0
-    return None if size.parameters is None else size.parameters * size.bytes_per_weight
+    return None if size.parameters is None else size.parameters * size.bytes_per_weight / (ranks if teacher.shard else 1)
 
 
 def _teacher_size(key: str, teacher: TeacherConfig, student: ModelSize) -> ModelSize:
