@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -19,11 +19,8 @@ from gkd_rl.config.reward_model import RewardModelConfig
 from gkd_rl.console import Bar, Terminal
 from gkd_rl.errors import UserError
 from gkd_rl.reward_model.model import load_scorer
-from gkd_rl.reward_model.pairs import Answer, Pair
+from gkd_rl.reward_model.pairs import Answer, Pair, TokenPair
 from reward_models.template import RowTemplate
-
-if TYPE_CHECKING:
-    from gkd_rl.reward_model.train import TokenPair
 
 
 class Scorer:

@@ -33,6 +33,17 @@ class Pair:
     where: str
 
 
+@dataclass(frozen=True)
+class TokenPair:
+    """A pair as the model reads it."""
+
+    chosen: list[int]
+    rejected: list[int]
+    margin: float
+    lengths: tuple[int, int]
+    """characters of the two completions"""
+
+
 def read_pairs(config: PreferencesConfig, data_dir: str | None, seed: int) -> tuple[list[Pair], list[Pair]]:
     """Training and held-out pairs.
 

@@ -8,7 +8,6 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,8 @@ from gkd_rl.config.load import config_to_yaml
 from gkd_rl.config.reward_model import RewardModelConfig, reward_model_complaints
 from gkd_rl.console import Terminal
 from gkd_rl.errors import UserError
-from gkd_rl.reward_model.pairs import Answer, Pair, read_pairs
+from gkd_rl.reward_model.pairs import Answer, Pair, TokenPair, read_pairs
 from gkd_rl.run_folder import RunFolder, environment
-
-
-@dataclass(frozen=True)
-class TokenPair:
-    """A pair as the model reads it."""
-
-    chosen: list[int]
-    rejected: list[int]
-    margin: float
-    lengths: tuple[int, int]
-    """characters of the two completions"""
 
 
 def train_reward_model(config: RewardModelConfig) -> dict[str, Any]:
