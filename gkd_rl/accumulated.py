@@ -1,7 +1,8 @@
 """What DeepSpeed has accumulated of an update's gradient, before its step: reduced, measured, or dropped. Part of ``engine.py``.
 
 The optimiser has the gradient: of ZeRO 1 to 3 each rank's part of it, in ``averaged_gradients``; all of it at stage 0 (in ``.grad``),
-and at stage 1 of a model in bfloat16, which has another optimiser.
+and at stage 1 of a model in bfloat16, which has another optimiser. Where its states are in CPU memory the gradient has gone there, and
+what is left to see are the norms of its parts.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def reduce_gradient(deepspeed: Any) -> None:
 def gradient_norm(deepspeed: Any) -> Tensor:
     """Norm [] of this rank's part of the averaged gradient: at stage 0 that of all of it."""
     optimizer = deepspeed.optimizer
-    if hasattr(optimizer, "averaged_gradients"):
+    if hasattr(optimizer, "norm_for_param_grads"):
+        gradients = [torch.as_tensor(norm) for norm in optimizer.norm_for_param_grads.values()]
+    elif hasattr(optimizer, "averaged_gradients"):
         gradients = [gradient for part in optimizer.averaged_gradients.values() for gradient in part or ()]
     elif hasattr(optimizer, "get_grads_for_reduction"):
         gradients, _ = optimizer.get_grads_for_reduction()
@@ -50,6 +53,8 @@ def forget_gradient(deepspeed: Any) -> None:
     while optimizer._backward_active_depth > 0:
         optimizer.exit_backward()
     optimizer.zero_grad()
+    if hasattr(optimizer, "norm_for_param_grads"):
+        _forget_on_cpu(optimizer)
     if not hasattr(optimizer, "averaged_gradients"):
         return
     if hasattr(optimizer, "all_grad_tensors"):
@@ -57,3 +62,13 @@ def forget_gradient(deepspeed: Any) -> None:
         optimizer.all_grad_tensors = dict.fromkeys(optimizer.all_grad_tensors)
     else:
         optimizer.averaged_gradients = {}
+
+
+def _forget_on_cpu(optimizer: Any) -> None:
+    """So that the next backward replaces what is there, in the place of adding to it; stage 3 does so by itself."""
+    from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
+
+    optimizer.reset_cpu_buffers()
+    if hasattr(optimizer, "_offload_accumulated_param_ids"):
+        optimizer.micro_step_id = INITIAL_MICRO_STEP_ID
+        optimizer._offload_accumulated_param_ids = set()

@@ -18,6 +18,7 @@ from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_tokens
 from gkd_rl.models.trained import check_trained, mark_trained
 from gkd_rl.objective.compiled import has_compiler
+from gkd_rl.operators import require_operators
 from gkd_rl.processes import Processes
 from gkd_rl.rollout.ahead import CopySampler
 from gkd_rl.rollout.completions import TeacherCompletions
@@ -28,7 +29,7 @@ from gkd_rl.rollout.vllm import Backend, VllmSampler, require_vllm
 from gkd_rl.rollout.vllm_engine import ColocatedVllm
 from gkd_rl.rollout.vllm_server import VllmServer
 from gkd_rl.scoring import make_rewards, score_texts
-from gkd_rl.tasks.base import Task, make_task
+from gkd_rl.tasks.base import Task, make_task, training_example
 from gkd_rl.teacher.build import Teaching, build_teaching, check_taught, check_teaching
 from gkd_rl.teacher.local import LocalTeacher
 from gkd_rl.types import Example
@@ -61,22 +62,26 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     validate(config)
     if config.rollout.sampler == "vllm":
         require_vllm(config.rollout.vllm)
+    if student_path is None:
+        require_operators(config)
     path = student_path or config.student.path
     source = resolve(path, where)
     if student_path is None:
         check_trained(config.student, source, where)
     task = make_task(config)
-    configs = config.rewards if config.rewards is not None else task.default_rewards()
-    rewards = make_rewards(configs, Path(config.run_dir) / "reward-cache")
+    own, caches = task.default_rewards(), Path(config.run_dir) / "reward-cache"
+    rewards = make_rewards(own if config.rewards is None else config.rewards, caches)
+    verifier = rewards if config.rewards is None or not own else make_rewards(own, caches)
     held_out = task.held_out(config.evaluation.examples)
     if not held_out or task.train_size == 0:
         raise UserError(f"task.path: {config.task.path} has no {'training' if held_out else 'held-out'} examples; give it some")
     tokenizer = load_tokenizer(source, where, config.student.trust_remote_code)
     try_rewards(rewards, held_out, tokenizer)
+    try_rewards(verifier, held_out, tokenizer)
     check_prompts(config, tokenizer, held_out, "held-out")
     check_taught(config, held_out)
     if task.train_size is not None:
-        training = [task.train_example(i) for i in range(min(task.train_size, config.task.train_examples or task.train_size))]
+        training = [training_example(task, i) for i in range(min(task.train_size, config.task.train_examples or task.train_size))]
         check_prompts(config, tokenizer, training, "training")
         check_taught(config, training)
         if config.rollout.on_policy_share < 1 and config.rollout.completions == "dataset":
@@ -103,6 +108,7 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
         reference=_reference(config, processes, path, where, adapted),
         evaluator=Evaluator(
             rewards,
+            verifier,
             config.objective,
             processes,
             config.engine.micro_batch_tokens,

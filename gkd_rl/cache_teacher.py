@@ -14,6 +14,7 @@ from gkd_rl.errors import UserError
 from gkd_rl.models.tokenizers import completion_tokens, prompt_tokens
 from gkd_rl.processes import Processes
 from gkd_rl.rollout.sampler import dataset_rollouts
+from gkd_rl.tasks.base import training_example
 from gkd_rl.teacher.build import teacher_name
 from gkd_rl.teacher.cache import CacheHeader, TeacherCache
 from gkd_rl.types import Example, TopKScores
@@ -37,6 +38,8 @@ def cache_teacher(config: Config, out: str) -> int:
         raise UserError(
             "cache-teacher keeps scores by the student's tokens; set teacher.other_tokenizer=false, with a teacher of its family"
         )
+    if config.teacher.shard:
+        raise UserError("cache-teacher has ranks score for themselves, which a teacher of teacher.shard cannot; set it to false")
     validate(config)
     processes = Processes(config.engine.threads)
     terminal = Terminal(processes.is_main)
@@ -54,7 +57,7 @@ def cache_teacher(config: Config, out: str) -> int:
 
     def missing() -> Iterator[Example]:
         for number in range(min(size, parts.task.train_size or size)):
-            example = parts.task.train_example(number)
+            example = training_example(parts.task, number)
             prompt = prompt_tokens(tokenizer, example.prompt)
             if len(prompt) <= config.task.max_prompt_tokens and not cache.holds(prompt, completion_tokens(tokenizer, example, limit)):
                 yield example

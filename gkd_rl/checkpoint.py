@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -62,51 +62,26 @@ class Checkpoints:
         """Write the checkpoint of ``step`` finished steps; every rank calls it, the main one has the ``run`` folder.
 
         ``teachers`` are the weights of those that change in the course of the run, alike on all ranks. ``state["score"]`` is the
-        validation score of the step, where it has one. Raises ``UserError`` where the disk takes no more, on every rank: earlier
-        checkpoints are left as they were.
+        validation score of the step, where it has one. Raises ``UserError`` where the disk of any rank takes no more, on every rank, with
+        the number of that rank: earlier checkpoints are left as they were.
         """
         processes = engine.processes
         if step == self._latest:
             return
         aside, place = self.folder / f".step-{step:08d}", self.folder / f"step-{step:08d}"
-        if processes.is_main:
-            remove_tree(aside)
-            aside.mkdir(parents=True)
-        processes.barrier()
-        problem = ""
         try:
-            engine.save(aside)
-            torch.save(buffer.state_dict(), aside / f"buffer-{processes.rank}.pt")
-            if ahead is not None:
-                torch.save(ahead.state_dict(), aside / f"ahead-{processes.rank}.pt")
-            if processes.is_main and teachers:
-                torch.save([dict(weights) for weights in teachers], aside / "teachers.pt")
-        except (OSError, RuntimeError) as error:  # torch's writer has no error of its own for a full disk
-            problem = _why_not_written(error, aside)
-        self._agree(problem, aside, processes)
-        files = digests(aside, processes)
-        try:
-            if run is not None:
-                whole = {**state, "step": step, "ranks": processes.count, "positions": run.positions(), "files": files}
-                write_atomically(aside / CLOSING, json.dumps(whole, indent=2))
-                _flush(aside)
-                remove_tree(place)
-                aside.rename(place)
-                _flush_folder(self.folder)
-        except OSError as error:
-            problem = _why_not_written(error, aside)
-        self._agree(problem, aside, processes)
+            processes.together(lambda: _writing(aside, lambda: _make_anew(aside) if processes.is_main else None))
+            processes.together(lambda: _writing(aside, lambda: _write(aside, engine, buffer, ahead, teachers)))
+            files = digests(aside, processes)
+            whole = {**state, "step": step, "ranks": processes.count, "files": files}
+            processes.together(lambda: _writing(aside, lambda: None if run is None else _close(aside, place, whole, run)))
+        except Exception:
+            if processes.is_main:
+                remove_tree(aside)
+            raise
         self._latest = step
         if processes.is_main:
             self._rotate()
-
-    def _agree(self, problem: str, aside: Path, processes: Processes) -> None:
-        """All ranks fail together, and leave no half of a checkpoint."""
-        problem = next(filter(None, processes.gather(problem)), "")
-        if problem:
-            if processes.is_main:
-                remove_tree(aside)
-            raise UserError(problem)
 
     def _rotate(self) -> None:
         """Leave the newest ``keep``, and the one with the best score (of equals the newest), where that is asked for."""
@@ -211,6 +186,39 @@ Found = tuple[tuple[Path, dict[str, Any]] | None, list[str]]
 def look_on_main(checkpoints: Checkpoints, processes: Processes) -> Found:
     """What the main process finds, told to all: ranks must not decide apart."""
     return processes.gather(checkpoints.look() if processes.is_main else None)[0]
+
+
+def _make_anew(aside: Path) -> None:
+    remove_tree(aside)
+    aside.mkdir(parents=True)
+
+
+def _write(aside: Path, engine: Engine, buffer: SamplingBuffer, ahead: Ahead | None, teachers: Sequence[Mapping[str, Tensor]]) -> None:
+    """This rank's part, and what the main one alone writes."""
+    rank = engine.processes.rank
+    engine.save(aside)
+    torch.save(buffer.state_dict(), aside / f"buffer-{rank}.pt")
+    if ahead is not None:
+        torch.save(ahead.state_dict(), aside / f"ahead-{rank}.pt")
+    if engine.processes.is_main and teachers:
+        torch.save([dict(weights) for weights in teachers], aside / "teachers.pt")
+
+
+def _close(aside: Path, place: Path, state: Mapping[str, Any], run: RunFolder) -> None:
+    """With what closes it, flush the checkpoint and give it its name."""
+    write_atomically(aside / CLOSING, json.dumps({**state, "positions": run.positions()}, indent=2))
+    _flush(aside)
+    remove_tree(place)
+    aside.rename(place)
+    _flush_folder(place.parent)
+
+
+def _writing(aside: Path, work: Callable[[], None]) -> None:
+    """Do ``work``. Raises ``UserError`` where the disk takes no more."""
+    try:
+        work()
+    except (OSError, RuntimeError) as error:  # torch's writer has no error of its own for a full disk
+        raise UserError(_why_not_written(error, aside)) from error
 
 
 def _score(place: Path) -> float | None:

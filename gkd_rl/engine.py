@@ -1,4 +1,5 @@
-"""The only place that knows DeepSpeed, ranks and gradient accumulation; ``accumulated.py`` is the part of it about gradients.
+"""The only place that knows DeepSpeed, ranks and gradient accumulation; ``accumulated.py`` is the part of it about gradients,
+``operators.py`` that about optimisers and what is compiled for them.
 
 Its contract: the gradient of an update is that of the global mean, whatever the cut into micro-batches and ranks. Losses that come
 in are already divided by global counts (``Engine.global_sum`` makes those), so micro-batches add up; DeepSpeed averages over ranks,
@@ -23,6 +24,7 @@ from gkd_rl.accumulated import OutOfMemory, forget_gradient, gradient_norm, is_o
 from gkd_rl.config.run import EngineConfig, OptimizerConfig
 from gkd_rl.console import PhaseTimes
 from gkd_rl.errors import UserError
+from gkd_rl.operators import import_deepspeed, make_optimizer
 from gkd_rl.processes import Processes
 from gkd_rl.types import Experience
 
@@ -40,7 +42,7 @@ class Update:
     """This rank's share of the loss"""
 
 
-class _Compute(nn.Module):
+class Compute(nn.Module):
     """Runs a function as the forward of a module that owns the model, so that DeepSpeed's hooks surround all of it.
 
     Under ZeRO-3 the head's weight is used here, outside of its own module: it is registered, and so gathered once for the whole
@@ -79,17 +81,17 @@ class Engine:
         optimizer: OptimizerConfig,
         times: PhaseTimes | None = None,
     ) -> None:
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
         self.times = times or PhaseTimes()
         self.processes = processes
         self.config = config
         self.optimizer_config = optimizer
-        compute = _Compute(model, head)
+        compute = Compute(model, head)
         if config.zero_stage == 3:
             compute.register_head()
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=compute,
-            optimizer=_optimizer(_parameter_groups(model, optimizer.weight_decay), optimizer),
+            optimizer=make_optimizer(model, optimizer),
             config=_deepspeed_config(config, optimizer, next(model.parameters()).dtype),
             dist_init_required=False,
         )
@@ -179,7 +181,7 @@ class Engine:
             yield
             return
         module = self.deepspeed.module
-        with _import_deepspeed().zero.GatheredParameters(list(module.parameters())), _without_hooks(module):
+        with import_deepspeed().zero.GatheredParameters(list(module.parameters())), _without_hooks(module):
             yield
 
     @contextmanager
@@ -210,8 +212,14 @@ class Engine:
                     state[name] = value.to(device)
 
     def save(self, folder: Path) -> None:
-        """Trained weights and optimiser state of all ranks into ``folder``; frozen weights are where the student came from."""
-        self.deepspeed.save_checkpoint(str(folder), tag="state", save_latest=False, exclude_frozen_parameters=True)
+        """Trained weights and optimiser state of all ranks into ``folder``; frozen weights are where the student came from.
+
+        Raises what this rank's writing raised once all ranks are through: DeepSpeed has them wait for each other in between and at the end.
+        """
+        with _failures_kept(self.deepspeed) as failures:
+            self.deepspeed.save_checkpoint(str(folder), tag="state", save_latest=False, exclude_frozen_parameters=True)
+        if failures:
+            raise failures[0]
 
     def load(self, folder: Path) -> None:
         """What ``save`` wrote. Raises ``UserError`` if it cannot be read."""
@@ -220,6 +228,32 @@ class Engine:
         )
         if path is None:
             raise UserError(f"the checkpoint {folder} cannot be read; remove it to continue from an earlier one")
+
+
+@contextmanager
+def _failures_kept(deepspeed: Any) -> Iterator[list[Exception]]:
+    """Within it what DeepSpeed writes to the disk fails without an error, which the list gets; after the first, nothing is written."""
+    failures: list[Exception] = []
+
+    def kept(write: Callable[..., Any]) -> Callable[..., Any]:
+        def attempt(*arguments: Any, **named: Any) -> Any:
+            if failures:
+                return None
+            try:
+                return write(*arguments, **named)
+            except Exception as error:
+                failures.append(error)
+
+        return attempt
+
+    writers = ((deepspeed.checkpoint_engine, "makedirs"), (deepspeed.checkpoint_engine, "save"), (deepspeed, "_copy_recovery_script"))
+    for owner, name in writers:
+        setattr(owner, name, kept(getattr(owner, name)))
+    try:
+        yield failures
+    finally:
+        for owner, name in writers:
+            delattr(owner, name)
 
 
 def _frozen(module: nn.Module) -> set[str]:
@@ -249,50 +283,28 @@ def _without_hooks(module: nn.Module) -> Iterator[None]:
             part._forward_pre_hooks, part._forward_hooks = before, after
 
 
-def _import_deepspeed() -> Any:
-    """DeepSpeed without its shared-memory operator, which it would compile at the first start; gloo's collectives serve on CPUs.
-
-    And without the reports of memory that its bfloat16 optimiser prints.
-    """
-    import deepspeed
-    from deepspeed.runtime import bf16_optimizer
-
-    bf16_optimizer.see_memory_usage = lambda *arguments, **named: None
-    if not torch.cuda.is_available():
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
-    return deepspeed
-
-
-def _optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    if config.kind == "adafactor":
-        return torch.optim.Adafactor(groups, lr=config.lr)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps)
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (norms, biases) do not."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
 def _deepspeed_config(config: EngineConfig, optimizer: OptimizerConfig, dtype: torch.dtype) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optimizer.max_grad_norm,
-        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": int(5e7), "overlap_comm": False},
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "reduce_bucket_size": int(5e7),
+            "overlap_comm": False,
+            "use_multi_rank_bucket_allreduce": False,  # a part of the gradient goes to the rank that needs it, and not to all
+        },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
     zero: dict[str, Any] = settings["zero_optimization"]
-    if config.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu"}
-        settings["zero_force_ds_cpu_optimizer"] = False  # whose operator would be compiled at the first start
-    if config.offload_parameters:
-        zero["offload_param"] = {"device": "cpu"}
+    path = {} if config.nvme_path is None else {"nvme_path": config.nvme_path}
+    if config.offload_optimizer != "none":
+        zero["offload_optimizer"] = {"device": config.offload_optimizer, **(path if config.offload_optimizer == "nvme" else {})}
+        settings["zero_force_ds_cpu_optimizer"] = False  # optimizer.kind says whether its operator is to be compiled
+    if config.offload_parameters != "none":
+        zero["offload_param"] = {"device": config.offload_parameters, **(path if config.offload_parameters == "nvme" else {})}
     if dtype == torch.bfloat16:
         settings["bf16"] = {"enabled": True}
         settings["data_types"] = {"grad_accum_dtype": "fp32"}

@@ -18,8 +18,8 @@ BLOCK = 2**22
 
 def digests(folder: Path, processes: Processes) -> dict[str, str]:
     """File (relative to ``folder``) → SHA-256 of all files there but the closing one; every rank calls it and reads its share."""
-    names = processes.gather(_names(folder))[0]
-    parts = processes.gather({name: _digest(folder / name) for name in processes.share(names)})
+    names = processes.gather(processes.together(lambda: _names(folder)))[0]
+    parts = processes.gather(processes.together(lambda: {name: _digest(folder / name) for name in processes.share(names)}))
     return {name: digest for part in parts for name, digest in part.items()}
 
 

@@ -27,6 +27,7 @@ from gkd_rl.rollout.ahead import Ahead
 from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.rollout.sampler import InProcessSampler
 from gkd_rl.run_folder import RunFolder
+from gkd_rl.watch import Watch
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Run:
     learner: Learner
     buffer: SamplingBuffer
     history: ScoreHistory
+    watch: Watch
     folder: RunFolder | None
     """None on all but the main process"""
     terminal: Terminal
@@ -50,6 +52,8 @@ class Run:
     """Of the last step on this rank: share of padding in its micro-batches, and MiB of the buffer."""
     micro_batch_tokens: int = 0
     """``engine.micro_batch_tokens``, or what is left of it once memory has run out."""
+    most_rewarded: list[dict[str, Any]] = field(default_factory=list)
+    """This rank's answers of the last step that were rewarded most."""
     bad_updates: int = 0
     """Updates in a row, up to now, that were skipped because they were not finite."""
 
@@ -121,6 +125,7 @@ def assemble(config: Config, processes: Processes, parts: Parts, folder: RunFold
             most_bytes=config.rollout.buffer_gib * 2**30,
         ),
         history=ScoreHistory(),
+        watch=Watch(config.watch, min(config.evaluation.during_examples, len(parts.held_out))),
         folder=folder,
         terminal=terminal,
         times=times,
@@ -141,6 +146,7 @@ def start_or_resume(run: Run) -> tuple[int, dict[str, Any]]:
         if run.parts.teaching.averages:
             run.parts.teaching.load_state_dict(checkpoints.teachers(place, run.engine))
         run.history.load_state_dict(state["history"])
+        run.watch.load_state_dict(state["watch"])
         with run.engine.gathered():
             run.parts.sampler.sync(state["step"])
         if run.folder is not None:
@@ -169,6 +175,7 @@ def evaluate_before(run: Run) -> dict[str, Any]:
         summary["before"] = _row(parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teaching.judge))
         bar.advance()
     run.history.observe(summary["before"]["accuracy"])
+    run.watch.accuracies.append(summary["before"]["accuracy"])
     return summary
 
 

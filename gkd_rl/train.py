@@ -30,6 +30,7 @@ from gkd_rl.run import Run, assemble, evaluate_during, finish, finished, open_fo
 from gkd_rl.run_folder import RunFolder, environment
 from gkd_rl.run_log import rollout_rows
 from gkd_rl.signals import StopRequest
+from gkd_rl.watch import SHOWN, most_rewarded
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -79,13 +80,17 @@ def _train(config: Config, processes: Processes, folder: RunFolder | None) -> di
                 figures |= evaluate_during(run)
             _log(run, figures)
             stop = request.agreed(processes)
-            if stop or (config.checkpoint.every and done % config.checkpoint.every == 0) or done == config.max_steps:
+            suspicion = _watched(run, figures)
+            if stop or suspicion or (config.checkpoint.every and done % config.checkpoint.every == 0) or done == config.max_steps:
                 with run.times.phase("checkpoint"):
                     if run.ahead is not None:
                         run.processes.together(run.ahead.settle)
-                    state = {"history": run.history.state_dict(), "summary": summary, "score": figures.get("eval_accuracy")}
+                    state: dict[str, Any] = {"history": run.history.state_dict(), "watch": run.watch.state_dict(), "summary": summary}
+                    state["score"] = figures.get("eval_accuracy")
                     checkpoints.save(done, run.engine, run.buffer, run.ahead, folder, state, run.parts.teaching.state_dict())
             bar.advance(1, _live(figures))
+            if suspicion and config.watch.action == "stop":
+                raise UserError(f"{suspicion}. watch.action=stop ends the run here; the step is kept, and resume=auto goes on from it")
             if stop and done < config.max_steps:
                 raise Stopped(stop, f"{signal.Signals(stop).name} after step {done} of {config.max_steps}; resume=auto continues there")
     return finish(run, summary, started)
@@ -96,7 +101,8 @@ def _step(run: Run, step: int) -> dict[str, float]:
     config, learner = run.config, run.learner
     experience, figures = collect(run, step)
     run.processes.together(lambda: run.buffer.add(experience, step, config.rollout.per_prompt))
-    learner.weights = weights_at(config.objective, step, config.max_steps, run.history)
+    run.most_rewarded = most_rewarded(experience)
+    learner.weights = run.watch.weights(weights_at(config.objective, step, config.max_steps, run.history))
     lr = learning_rate(config.optimizer, step, config.max_steps)
     record = run.config.log_rollouts_every and step % run.config.log_rollouts_every == 0
     learner.sums, learner.records, updates = {}, [] if record else None, []
@@ -130,6 +136,27 @@ def _step(run: Run, step: int) -> dict[str, float]:
         **figures,
         **(summarise(sums) if norms else {"loss": math.nan}),
     }
+
+
+def _watched(run: Run, figures: dict[str, float]) -> str | None:
+    """What looks like reward hacking, said once with the answers that show it."""
+    found = run.watch.observe(figures)
+    if found is None:
+        return None
+    rows = [row for part in run.processes.gather(run.most_rewarded) for row in part]
+    rows = sorted(rows, key=lambda row: -row["reward"])[:SHOWN]
+    if run.folder is not None:
+        run.folder.append("watch.jsonl", [{"step": figures["step"], "found": found, "most_rewarded": rows}])
+    said = f"this looks like reward hacking: {found}"
+    examples = "".join(f"\n  rewarded with {row['reward']:.3g}: {_shortened(row['completion'])}" for row in rows)
+    raised = f"\n  α is at least {run.config.watch.alpha:g} from here on" if run.config.watch.action == "raise_alpha" else ""
+    run.terminal.say(f"{said}; see watch.jsonl in {run.config.run_dir}{examples}{raised}")
+    return said
+
+
+def _shortened(text: str, most: int = 160) -> str:
+    text = " ".join(text.split())
+    return repr(text if len(text) <= most else text[:most] + "...")
 
 
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:

@@ -38,6 +38,8 @@ class Head:
     """[V]"""
     scale: float = 1.0
     soft_cap: float | None = None
+    packed: Tensor | None = None
+    """The weight in a layout of oneDNN's own, for products without gradient; None: there is none."""
 
 
 @dataclass(frozen=True)

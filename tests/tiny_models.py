@@ -40,6 +40,7 @@ _T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "d
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {**_DECODER, "tie_word_embeddings": True}),
     "llama:untied": ("llama", {**_DECODER, "tie_word_embeddings": False}),
+    "mistral": ("mistral", {**_DECODER, "sliding_window": None}),
     "qwen2": ("qwen2", _DECODER),
     "qwen3": ("qwen3", _DECODER),
     "gemma2": ("gemma2", {**_DECODER, "final_logit_softcapping": 2.0, "sliding_window": 4, "query_pre_attn_scalar": 8}),

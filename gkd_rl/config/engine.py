@@ -12,11 +12,24 @@ def engine_complaints(config: Config) -> Iterator[str]:
     engine, stage = config.engine, config.engine.zero_stage
     if config.optimizer.kind == "adafactor" and (stage or config.student.dtype != "float32"):
         yield "optimizer.kind=adafactor needs whole matrices, which ZeRO cuts up; set zero_stage=0 and student.dtype=float32, or adamw"
-    if engine.offload_optimizer and not stage:
-        yield "engine.offload_optimizer works with ZeRO 1 to 3, and engine.zero_stage is 0; set it to 1, or offload_optimizer to false"
-    if engine.offload_parameters and stage != 3:
+    states, parameters = engine.offload_optimizer, engine.offload_parameters
+    if states != "none" and not stage:
+        yield "engine.offload_optimizer works with ZeRO 1 to 3, and engine.zero_stage is 0; set it to 1, or offload_optimizer to none"
+    if states == "nvme" and stage != 3:
+        yield f"engine.offload_optimizer=nvme works with ZeRO 3, and engine.zero_stage is {stage}; set it to 3, or offload_optimizer to cpu"
+    if parameters != "none" and stage != 3:
         yield f"engine.offload_parameters works with ZeRO 3, and engine.zero_stage is {stage}; set it to 3, or leave it out"
-    if engine.offload_while_scoring and engine.offload_optimizer:
-        yield "engine.offload_optimizer keeps the states in CPU memory at all times; drop engine.offload_while_scoring"
+    if "nvme" in (states, parameters) and engine.nvme_path is None:
+        key = "optimizer" if states == "nvme" else "parameters"
+        yield f"engine.offload_{key}=nvme needs engine.nvme_path; set it to a folder on a local disk"
+    if "nvme" not in (states, parameters) and engine.nvme_path is not None:
+        yield "engine.nvme_path is set, and neither engine.offload_optimizer nor engine.offload_parameters is nvme; set one of them to it"
+    if config.optimizer.kind == "deepspeed_cpu_adam" and states == "none":
+        yield (
+            "optimizer.kind=deepspeed_cpu_adam steps in CPU memory, and engine.offload_optimizer is none; set it to cpu with zero_stage 1 "
+            "to 3, or use adamw"
+        )
+    if engine.offload_while_scoring and states != "none":
+        yield "engine.offload_optimizer keeps the states away at all times; drop engine.offload_while_scoring"
     if engine.offload_while_scoring and stage == 3:
         yield "engine.offload_while_scoring works with ZeRO 0 to 2, and engine.zero_stage is 3; set it to false, or another stage"

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from gkd_rl.config.objective import ObjectiveConfig
 from gkd_rl.config.student import DType, StudentConfig
+from gkd_rl.config.watch import WatchConfig
 
 
 @dataclass
@@ -34,6 +35,8 @@ class TeacherConfig:
     """Weights in 8 or 4 bits (NF4) through bitsandbytes; the head keeps ``dtype``."""
     offload: bool = False
     """The weights wait in CPU memory while the student trains, and come to the device to score; the head stays there."""
+    shard: bool = False
+    """Each rank holds its share of the weights, and gathers each layer's to score (ZeRO-3); the head stays whole. Not evaluated itself."""
     trust_remote_code: bool = False
     """Whether a checkpoint may bring its own Python code."""
     top_k: int | None = None
@@ -210,8 +213,10 @@ class RolloutConfig:
 class OptimizerConfig:
     """AdamW and its learning-rate schedule."""
 
-    kind: Literal["adamw", "adafactor"] = "adamw"
-    """``adafactor``: second moments by rows and columns, no first moment; a fraction of AdamW's memory, ZeRO 0 in float32 only."""
+    kind: Literal["adamw", "adafactor", "deepspeed_cpu_adam"] = "adamw"
+    """``adafactor``: second moments by rows and columns, no first moment; a fraction of AdamW's memory, ZeRO 0 in float32 only.
+    ``deepspeed_cpu_adam``: AdamW by DeepSpeed's operator for states in CPU memory, compiled once per machine; with
+    ``engine.offload_optimizer``."""
     lr: float = 1e-3
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -240,10 +245,12 @@ class EngineConfig:
     """ZeRO: 1 shards optimiser states over ranks, 2 gradients too, 3 parameters too."""
     activation_checkpointing: bool = False
     """Keep each layer's input alone of a forward pass, and run the layer again in the backward pass: less memory, a third more work."""
-    offload_optimizer: bool = False
-    """The optimiser's states, and its step, stay in CPU memory (ZeRO 1 to 3)."""
-    offload_parameters: bool = False
-    """Sharded parameters wait in CPU memory (ZeRO 3)."""
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """The optimiser's states are in CPU memory, where its step runs too (ZeRO 1 to 3), or on a disk between steps (``nvme``, ZeRO 3)."""
+    offload_parameters: Literal["none", "cpu", "nvme"] = "none"
+    """Sharded parameters wait in CPU memory or on a disk (ZeRO 3)."""
+    nvme_path: str | None = None
+    """Folder on the disk of ``nvme``, on each host a local one."""
     offload_while_scoring: bool = False
     """The optimiser's states go to CPU memory while teacher and reference score, to make room for them on the device."""
     micro_batch_tokens: int = 4096
@@ -352,6 +359,8 @@ class Config:
     """Held-out evaluation."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Checkpoints."""
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    """Looking out for reward hacking."""
     sft: SftConfig = field(default_factory=SftConfig)
     """Supervised fine-tuning (``gkd-rl sft``)."""
     ablation: AblationConfig = field(default_factory=AblationConfig)

@@ -14,6 +14,7 @@ def all_teacher_complaints(config: Config) -> Iterator[str]:
     """A sentence for each setting of teachers that is out of range, inert, or wrong beside others."""
     for key, teacher in {"teacher": config.teacher, **teacher_configs(config)}.items():
         yield from _teacher_complaints(key, teacher)
+        yield from _shard_complaints(key, teacher, config)
         yield from _own_complaints(key, teacher, config)
         yield from beside_other_tokenizer(key, teacher, config)
     yield from _several_complaints(config)
@@ -66,6 +67,22 @@ def _teacher_complaints(key: str, teacher: TeacherConfig) -> Iterator[str]:
         yield f"{key}.url is set but {key}.served_model is not; give the name under which the server knows the model"
     if teacher.top_k is None:
         yield f"{key}.url needs {key}.top_k: a server gives no whole distributions; set it to what the server allows, such as 20"
+
+
+def _shard_complaints(key: str, teacher: TeacherConfig, config: Config) -> Iterator[str]:
+    """What cannot be of a teacher in whose passes all ranks take part alike."""
+    if not teacher.shard:
+        return
+    if teacher.kind not in ("model", "student") or (teacher.kind == "model" and teacher.path is None):
+        yield f"{key}.shard is for a frozen model in the process, of {key}.path or {key}.kind 'student'; set it to false"
+    plain = TeacherConfig()
+    for name in ("url", "cache", "quantize", "offload", "privileged", "other_tokenizer"):
+        if getattr(teacher, name) != getattr(plain, name):
+            yield f"{key}.shard cuts up a whole teacher that scores every row on all ranks alike, which {key}.{name} rules out; drop one"
+    if key == "teacher" and teacher.kind == "model" and config.evaluation.teacher:
+        yield f"{key}.shard leaves no rank a whole teacher to be evaluated; set evaluation.teacher=false"
+    if config.rollout.completions == "teacher":
+        yield f"{key}.shard leaves no rank a whole teacher to sample from; set rollout.completions=dataset, or {key}.shard=false"
 
 
 def model_of(teacher: TeacherConfig) -> tuple[str | None, str | None]:

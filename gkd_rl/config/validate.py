@@ -11,6 +11,7 @@ from gkd_rl.config.rewards import reward_complaints
 from gkd_rl.config.run import Config, RolloutConfig
 from gkd_rl.config.student import student_complaints
 from gkd_rl.config.teachers import all_teacher_complaints, has_teacher, model_of, teacher_configs, teacher_top_k
+from gkd_rl.config.watch import watch_complaints
 from gkd_rl.errors import UserError
 from gkd_rl.objective.schedule import weights_at
 from gkd_rl.objective.validate import validate_objective
@@ -97,7 +98,8 @@ def needs_teacher(config: Config) -> bool:
     """Whether any update of the run has a divergence to the teacher."""
     objective = config.objective
     schedules = (objective.alpha_schedule, objective.divergence_schedule)
-    return any(s.kind != "constant" for s in schedules) or weights_at(objective, 0, config.max_steps).divergence != 0
+    raised = config.watch.action == "raise_alpha"
+    return raised or any(s.kind != "constant" for s in schedules) or weights_at(objective, 0, config.max_steps).divergence != 0
 
 
 def _complaints(config: Config) -> Iterator[str]:
@@ -142,6 +144,7 @@ def _complaints(config: Config) -> Iterator[str]:
     if "" in config.rollout.stop:
         yield "rollout.stop holds an empty text, which every answer contains; remove it"
     yield from engine_complaints(config)
+    yield from watch_complaints(config)
     if config.rollout.compile and config.rollout.sampler != "native":
         yield f"rollout.compile is for the native sampler, and rollout.sampler={config.rollout.sampler}; set compile to false"
     if config.rollout.compile and config.engine.zero_stage == 3:

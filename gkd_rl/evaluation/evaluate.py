@@ -39,7 +39,7 @@ class Evaluation:
 
     examples: int
     accuracy: float
-    """share of greedy answers to which the first reward gives 1"""
+    """share of greedy answers to which the task's own reward gives 1, whatever rewards are trained on"""
     accuracy_low: float
     accuracy_high: float
     """95% Wilson interval"""
@@ -71,6 +71,8 @@ class Evaluator:
     """Evaluates models of one family on one task; the teacher may be absent."""
 
     rewards: WeightedSum
+    verifier: WeightedSum
+    """the task's own: what is right does not depend on what is rewarded"""
     objective: ObjectiveConfig
     processes: Processes
     token_budget: int
@@ -130,7 +132,7 @@ class Evaluator:
         return greedy, sampler.sample(examples, count, SamplingParams(self.max_new_tokens, self.temperature), SAMPLING_SEED)
 
     def _right(self, rollouts: Rollouts) -> Tensor:
-        _, components = score_rollouts(self.rewards, rollouts)
+        _, components = score_rollouts(self.verifier, rollouts)
         return next(iter(components.values())) >= 1.0
 
     def _divergence(self, model: LanguageModel, teacher: Teacher, rollouts: Rollouts) -> dict[str, float]:

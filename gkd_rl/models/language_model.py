@@ -6,21 +6,22 @@ Shapes: B sequences, P prompt positions (left-padded), C completion positions (r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache
 
 from gkd_rl.errors import UserError
 from gkd_rl.models.cache import decoder_cache, encoder_decoder_cache, fix, has_one_mask
 from gkd_rl.models.compiled import compiled_step
+from gkd_rl.models.decoding import DecodingState
 from gkd_rl.models.heads import head_of
-from gkd_rl.models.linears import quicken
+from gkd_rl.models.lean_step import LeanDecoder, can_be_lean
+from gkd_rl.models.linears import packed, quicken
 from gkd_rl.models.quantized import Quantized
 from gkd_rl.models.source import resolve
 from gkd_rl.models.tokenizers import load_tokenizer, vocabulary_size
@@ -36,39 +37,6 @@ ONE_MASK_FAMILIES = frozenset(
 
 HEAD_TOLERANCE = 0.03
 """Largest gap, as a share of the largest logit, that rounding (of bfloat16) may leave between our logits and the model's own."""
-
-
-@dataclass
-class DecodingState:
-    """What incremental decoding carries from token to token."""
-
-    cache: Cache
-    mask: Tensor
-    """[B, P + room] (causal) or [B, P] (encoder-decoder): which positions may be attended to."""
-    position: Tensor
-    """[B, 1]: position of the token that comes next."""
-    length: int = 0
-    """positions read so far, padding included (causal)"""
-    padded: bool = True
-    """whether the mask leaves anything out"""
-    capacity: int = 0
-    """positions that the cache has memory for, where its layers are fixed; 0: they grow (causal)"""
-    encoded: Tensor | None = None
-    """[B, P, H]: the encoder's output; None for causal models."""
-
-    def repeat(self, times: int) -> None:
-        """Repeat every row ``times`` over: one prefill serves a whole group."""
-        self.cache.batch_repeat_interleave(times)  # pyright: ignore[reportAttributeAccessIssue]
-        self._each(lambda t: t.repeat_interleave(times, dim=0))
-
-    def select(self, rows: Tensor) -> None:
-        """Keep only ``rows``: finished ones cost nothing any more."""
-        self.cache.batch_select_indices(rows)  # pyright: ignore[reportAttributeAccessIssue]
-        self._each(lambda t: t[rows])
-
-    def _each(self, change) -> None:
-        self.mask, self.position = change(self.mask), change(self.position)
-        self.encoded = None if self.encoded is None else change(self.encoded)
 
 
 class LanguageModel(ABC):
@@ -120,6 +88,15 @@ class LanguageModel(ABC):
     def advance(self, tokens: Tensor, state: DecodingState) -> Tensor:
         """Append ``tokens`` [B]; return the state [B, H] that predicts the next ones."""
 
+    @contextmanager
+    def many_steps(self, rows: int) -> Iterator[None]:
+        """Within, ``advance`` runs as fast as it can for about ``rows`` sequences; weights may not change meanwhile.
+
+        Where it gains by that, linear layers have a packed copy of their weights.
+        """
+        with packed(self.module, rows, spared=self.module.get_output_embeddings()):
+            yield
+
     @abstractmethod
     def generation_inputs(self, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor, int]:
         """Prompts as ``generate`` wants them: ids and mask [B, P], and how many columns of its output stand before the completion."""
@@ -133,6 +110,7 @@ class CausalLanguageModel(LanguageModel):
     """Decoder-only models: one sequence of prompt and completion."""
 
     _compiled: Callable[..., Any] | None = None
+    _lean: LeanDecoder | None = None
 
     def compile_decoding(self):
         if not self._takes_ready_masks() or not has_one_mask(decoder_cache(self.module.config, 0)):
@@ -164,20 +142,35 @@ class CausalLanguageModel(LanguageModel):
         mask = torch.cat([prompt_mask, prompt_mask.new_ones(rows, room)], dim=1)
         return hidden, DecodingState(cache, mask, positions[:, -1:] + 1, length, not bool(prompt_mask.all()))
 
+    @contextmanager
+    def many_steps(self, rows):
+        if self._compiled is not None or not self._takes_ready_masks() or not can_be_lean(cast(PreTrainedModel, self.module.base_model)):
+            with super().many_steps(rows):
+                yield
+            return
+        self._lean = LeanDecoder(self.module.base_model, rows)
+        try:
+            yield
+        finally:
+            self._lean = None
+
     def advance(self, tokens, state):
+        hidden = (self._lean if self._lean is not None and has_one_mask(state.cache) else self._step)(tokens, state)
+        state.position = state.position + 1
+        return hidden
+
+    def _step(self, tokens: Tensor, state: DecodingState) -> Tensor:
         if self._compiled is not None and not state.capacity:
             state.capacity = fix(state.cache, state.mask.shape[1] - state.length)
             state.mask = nn.functional.pad(state.mask, (0, state.capacity - state.mask.shape[1]))
         state.length += 1
-        hidden = (self._compiled or self.module.base_model)(
+        return (self._compiled or self.module.base_model)(
             input_ids=tokens[:, None],
             attention_mask=self._mask(state),
             position_ids=state.position,
             past_key_values=state.cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
-        state.position = state.position + 1
-        return hidden
 
     def generation_inputs(self, prompt_ids, prompt_mask):
         return prompt_ids, prompt_mask, prompt_ids.shape[1]

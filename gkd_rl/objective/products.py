@@ -39,6 +39,19 @@ def quick_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Te
     return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
 
 
+def packs(weight: Tensor) -> bool:
+    """Whether ``pack`` takes ``weight``, and products with what it gives are quicker."""
+    return _through_onednn(weight, weight, LEAST_WORK)
+
+
+def pack(weight: Tensor, rows: int) -> Tensor:
+    """A copy of ``weight`` [V, K] in oneDNN's own layout, for ``quick_product`` with about ``rows`` rows.
+
+    Without it every product rearranges the weight for itself: as long as the product of 4 to 8 rows, a sixth of that of 64.
+    """
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+
+
 def _through_onednn(left: Tensor, right: Tensor, multiplications: int) -> bool:
     return (
         multiplications >= LEAST_WORK

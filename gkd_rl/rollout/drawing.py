@@ -19,6 +19,9 @@ from torch import Tensor
 LONGEST_HEAD = 1024
 """Top-p first looks among so many of the likeliest tokens; sorting a whole vocabulary costs more than a small model's step."""
 
+LEAST_MASS = 1e-20
+"""Less than this beside the banned tokens is not told apart well in fp32 as a share of all."""
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -65,30 +68,41 @@ def draw(
     greedy choice has probability 1). With ``consume``, fp32 logits are written over: fresh memory costs as much as the arithmetic.
     """
     logits, uniforms = logits.float(), uniforms.to(logits.device)
-    held = None if banned is None else logits[:, banned].double()
+    plain = params.temperature == 1 and not 0 < params.top_k < logits.shape[-1] and params.top_p >= 1 and params.min_p == 0
+    if plain and (drawn := _draw_untruncated(logits, uniforms, banned, consume)) is not None:
+        return drawn
     allowed = logits if banned is None else logits.index_fill(-1, banned, -torch.inf)
+    policy = logits.log_softmax(-1)
     if params.temperature == 0:
         tokens = allowed.argmax(dim=-1)
-        return tokens, _pick(logits, tokens) - logits.logsumexp(-1), torch.zeros_like(logits[:, 0])
-    scaled = allowed if params.temperature == 1 else allowed / params.temperature
-    truncated = _truncate(scaled, params)
-    if truncated is not allowed:
-        tokens, sampler, _ = _invert(truncated, uniforms, consume=True)
-        return tokens, _pick(logits, tokens) - logits.logsumexp(-1), sampler.float()
-    tokens, sampler, lse = _invert(allowed, uniforms, consume or allowed is not logits)
-    # Another sum over the vocabulary would cost as much as all of the above: only the few banned tokens are missing from this one.
-    policy = sampler if held is None else sampler + lse - torch.logaddexp(lse, held.logsumexp(-1))
-    return tokens, policy.float(), sampler.float()
+        return tokens, _pick(policy, tokens), torch.zeros_like(policy[:, 0])
+    tokens, sampler, _ = _invert(_truncate(allowed / params.temperature, params).softmax(-1), uniforms)
+    return tokens, _pick(policy, tokens), sampler.float()
 
 
-def _invert(logits: Tensor, uniforms: Tensor, consume: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The token of each row at which softmax(logits) [B, V] summed up in the order of ids passes the row's uniform number [B].
+def _draw_untruncated(logits: Tensor, uniforms: Tensor, banned: Tensor | None, consume: bool) -> tuple[Tensor, Tensor, Tensor] | None:
+    """``draw`` from softmax(logits) less the banned tokens, in one pass; None where hardly anything is left beside the banned ones.
+
+    The softmax is of all tokens: what is banned is only a few columns of it, so that nothing of the vocabulary's size is
+    summed, filled or copied for them.
+    """
+    chances = torch.softmax(logits, -1, out=logits if consume and banned is None else None)
+    held = chances.new_zeros(len(chances), dtype=torch.float64)
+    if banned is not None:
+        held = chances[:, banned].double().sum(-1)
+        chances.index_fill_(-1, banned, 0.0)
+    tokens, sampler, total = _invert(chances, uniforms)
+    if banned is not None and bool((total < LEAST_MASS).any()):
+        return None
+    return tokens, (sampler + total.log() - (total + held).log()).float(), sampler.float()
+
+
+def _invert(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The token of each row at which weights [B, V], none negative, summed up in the order of ids pass the row's share [B] of their sum.
 
     In two levels: the block of the vocabulary, then the token within it, so that only S + V/S sums are taken in float64. Returns tokens
-    [B], their log-probabilities [B] and log Σ exp of the logits [B], the last two in float64.
+    [B], log(weight / sum) of them [B] and the sums [B], the last two in float64.
     """
-    highest = logits.amax(-1, keepdim=True)
-    weights = (logits.sub_(highest) if consume else logits - highest).exp_()
     blocks = _in_blocks(weights)
     sums = blocks.sum(-1).double().cumsum(-1)
     total = sums[:, -1:]
@@ -96,9 +110,9 @@ def _invert(logits: Tensor, uniforms: Tensor, consume: bool) -> tuple[Tensor, Te
     before = torch.where(block > 0, sums.gather(-1, (block - 1).clamp_min(0)), 0.0)
     inside = blocks.gather(1, block[..., None].expand(-1, -1, blocks.shape[-1]))[:, 0].double().cumsum(-1)
     tokens = block * blocks.shape[-1] + _first_above(inside, uniforms[:, None] * total - before)
-    tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    tokens = tokens.clamp(max=weights.shape[-1] - 1)
     logprobs = weights.gather(-1, tokens).double().log() - total.log()
-    return tokens[:, 0], logprobs[:, 0], (highest.double() + total.log())[:, 0]
+    return tokens[:, 0], logprobs[:, 0], total[:, 0]
 
 
 def _in_blocks(weights: Tensor) -> Tensor:

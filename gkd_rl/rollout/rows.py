@@ -11,6 +11,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
+from gkd_rl.rollout.cutting import Size, cut, padded
 from gkd_rl.types import (
     Experience,
     Gates,
@@ -124,40 +125,17 @@ def join_experiences(parts: Sequence[Experience], pad: int) -> Experience:
 
 
 def micro_batches(experience: Experience, token_budget: int, one_sequence: bool = False) -> list[Experience]:
-    """Cut into micro-batches of at most ``token_budget`` padded tokens each (a longer single row goes alone), rows sorted by length.
+    """Cut into micro-batches of at most ``token_budget`` padded tokens each (a longer single row goes alone), rows of like lengths
+    together.
 
     ``one_sequence``: prompt and completion are padded together (``LanguageModel.one_sequence``), not each for itself.
     """
-    sizes = _padded_sizes(experience, one_sequence)
-    order = sorted(range(len(sizes)), key=lambda i: (*(-(-size // BIN) for size in sizes[i][1:]), sum(sizes[i]), i))
-    cuts: list[list[int]] = []
-    widest: tuple[int, ...] = ()
-    valid = padded = 0
-    for row in order:
-        wider = tuple(map(max, widest, sizes[row])) if cuts else sizes[row]
-        wanted = (len(cuts[-1]) + 1) * sum(wider) if cuts else token_budget + 1
-        worth_it = padded * SMALLEST_PART < token_budget or valid + sum(sizes[row]) >= (1 - MOST_PADDING) * wanted
-        if wanted <= token_budget and worth_it:
-            cuts[-1].append(row)
-            widest, valid = wider, valid + sum(sizes[row])
-        else:
-            cuts.append([row])
-            widest, valid = sizes[row], sum(sizes[row])
-        padded = len(cuts[-1]) * sum(widest)
     device = experience.rewards.device
-    return [take_experience(experience, torch.tensor(cut, device=device)) for cut in cuts]
+    cuts = cut(_padded_sizes(experience, one_sequence), token_budget)
+    return [take_experience(experience, torch.tensor(rows, device=device)) for rows in cuts]
 
 
-MOST_PADDING = 0.1
-"""Share of padding from which a micro-batch is closed early, if it has reached 1/``SMALLEST_PART`` of the budget."""
-
-SMALLEST_PART = 8
-
-BIN = 32
-"""Rows whose completions differ by less are sorted by their prompts too, where each is padded for itself."""
-
-
-def _padded_sizes(experience: Experience, one_sequence: bool) -> list[tuple[int, ...]]:
+def _padded_sizes(experience: Experience, one_sequence: bool) -> list[Size]:
     """Of each row, the lengths that are padded apart: (prompt, completion), or their sum alone."""
     prompt, completion = (n.tolist() for n in lengths(experience.rollouts))
     return [(p + c,) for p, c in zip(prompt, completion, strict=True)] if one_sequence else list(zip(prompt, completion, strict=True))
@@ -166,7 +144,7 @@ def _padded_sizes(experience: Experience, one_sequence: bool) -> list[tuple[int,
 def padding_share(parts: Sequence[Experience], one_sequence: bool = False) -> float:
     """Share of the positions that a model goes through which hold no token."""
     sizes = [_padded_sizes(part, one_sequence) for part in parts]
-    total = sum(len(rows) * sum(max(column) for column in zip(*rows, strict=True)) for rows in sizes)
+    total = sum(padded(range(len(rows)), rows) for rows in sizes)
     valid = sum(sum(row) for rows in sizes for row in rows)
     return 1.0 - valid / total if total else 0.0
 

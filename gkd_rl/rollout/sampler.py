@@ -17,7 +17,7 @@ from torch import Tensor
 from gkd_rl.models.language_model import LanguageModel, encode_prompts
 from gkd_rl.models.placement import placed
 from gkd_rl.models.tokenizers import completion_tokens, prompt_tokens
-from gkd_rl.objective.head import in_fp32, logits_of
+from gkd_rl.objective.head import logits_of, packed_head
 from gkd_rl.rollout.drawing import SamplingParams, draw, row_uniforms
 from gkd_rl.rollout.stopping import Stopping
 from gkd_rl.types import Example, Rollouts
@@ -53,7 +53,8 @@ class InProcessSampler:
 
     @torch.no_grad()
     def sample(self, examples: Sequence[Example], per_prompt: int, params: SamplingParams, seed: int) -> Rollouts:
-        with placed(self.model, self.device):
+        rows = min(self.max_rows, len(examples) * per_prompt)
+        with placed(self.model, self.device), self.model.many_steps(rows):
             return self._sample(examples, per_prompt, params, seed)
 
     def _sample(self, examples: Sequence[Example], per_prompt: int, params: SamplingParams, seed: int) -> Rollouts:
@@ -77,7 +78,7 @@ class InProcessSampler:
         if per_prompt > 1:
             hidden = hidden.repeat_interleave(per_prompt, dim=0)
             state.repeat(per_prompt)
-        head = in_fp32(model.head)
+        head = packed_head(model.head, rows)
         pad = int(model.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
         ids = torch.full((rows, params.max_new_tokens), pad, device=hidden.device)
         logprobs = torch.zeros(ids.shape, device=hidden.device)

@@ -12,6 +12,7 @@ from typing import Protocol
 from gkd_rl.config.run import Config, RewardConfig
 from gkd_rl.errors import UserError
 from gkd_rl.types import Example, Message
+from reward_models.errors import InputError
 from reward_models.loading import load_object
 
 
@@ -57,13 +58,27 @@ def as_prompt(text: str, prompt_format: str, plain: str = "{text}\n", system: st
 def stream_example(task: Task, index: int, seed: int, limit: int = 0) -> Example:
     """Example at place ``index`` of an endless stream: shuffled epochs over the task's examples (over the first ``limit`` of them).
 
-    Tasks without end are read in an order of their own for each seed. The key of the example is its place in the stream.
+    Tasks without end are read in an order of their own for each seed. The key of the example is its place in the stream. Raises
+    ``UserError`` where the task fails.
     """
     size = min(limit, task.train_size or limit) if limit else task.train_size
     if size is None:
-        return replace(task.train_example((seed << 32) + index), key=index)
+        return replace(training_example(task, (seed << 32) + index), key=index)
     epoch, place = divmod(index, size)
-    return replace(task.train_example(_order(size, seed, epoch)[place]), key=index)
+    return replace(training_example(task, _order(size, seed, epoch)[place]), key=index)
+
+
+def training_example(task: Task, index: int) -> Example:
+    """The task's own ``index``-th training example. Raises ``UserError`` with the index where the task fails."""
+    try:
+        return task.train_example(index)
+    except (UserError, InputError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"task.path: {type(task).__name__}.train_example({index}) failed ({type(error).__name__}: {error}); mend the task, or what it "
+            "reads (resume=auto continues a run that had begun)"
+        ) from error
 
 
 @lru_cache(maxsize=4)

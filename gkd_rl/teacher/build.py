@@ -168,6 +168,8 @@ def _live(
     shared = adapted if settings.kind == "base" else None
     model = shared or _model(config, key, settings, processes)
     whole = LocalTeacher(model, 4 * config.engine.micro_batch_tokens, processes.device, under_adapter=shared is not None)
+    if settings.shard:
+        whole.shard(processes)
     window = getattr(model.module.config, "max_position_embeddings", None)
     if settings.other_tokenizer:
         theirs = pieces_of(model.tokenizer, f"{key}.path")
@@ -186,7 +188,7 @@ def _model(config: Config, key: str, settings: TeacherConfig, processes: Process
     student = config.student
     # Averages move by small shares, which bfloat16 would round away.
     dtype = "float32" if settings.kind == "ema" else student.dtype
-    copy = TeacherConfig(path=student.path, dtype=dtype, trust_remote_code=student.trust_remote_code)
+    copy = TeacherConfig(path=student.path, dtype=dtype, shard=settings.shard, trust_remote_code=student.trust_remote_code)
     return load_frozen(copy, "student.path", processes)
 
 
@@ -195,9 +197,9 @@ def _shown(settings: TeacherConfig, teacher: Teacher, tokenizer: PreTrainedToken
 
 
 def load_frozen(config: TeacherConfig, where: str, processes: Processes) -> LanguageModel:
-    """The model at ``config.path`` on this process's device, not trained."""
+    """The model at ``config.path``, not trained: on this process's device, or in CPU memory where it waits there or is to be cut up."""
     assert config.path is not None
-    home = torch.device("cpu") if config.offload else processes.device
+    home = torch.device("cpu") if config.offload or config.shard else processes.device
     if config.quantize != "none":  # which has to happen on the device
         model = load_language_model(config.path, where, config.dtype, config.trust_remote_code, Quantized(config.quantize, home))
     else:

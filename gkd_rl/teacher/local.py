@@ -19,7 +19,9 @@ from gkd_rl.models.lora import without_lora
 from gkd_rl.models.placement import placed
 from gkd_rl.objective.head import in_fp32, logits_of
 from gkd_rl.objective.numerics import log_probs
+from gkd_rl.processes import Processes
 from gkd_rl.rollout.rows import lengths, take
+from gkd_rl.teacher.sharded import Shards
 from gkd_rl.types import Head, Heads, HiddenScores, Rollouts, TeacherScores, TopKScores
 
 
@@ -47,6 +49,7 @@ class LocalTeacher:
         self.model = model
         self.under_adapter = under_adapter
         self.token_budget = token_budget
+        self.shards: Shards | None = None
         self.device = device or model.device
         head = model.head
         self.head = Head(
@@ -55,6 +58,10 @@ class LocalTeacher:
             scale=head.scale,
             soft_cap=head.soft_cap,
         )
+
+    def shard(self, processes: Processes) -> None:
+        """Cut the model's weights, but for the head, up over ranks. From then on all ranks ``score`` together, whatever rows each has."""
+        self.shards = Shards(self.model, processes)
 
     @property
     def parameters(self) -> int:
@@ -68,12 +75,22 @@ class LocalTeacher:
         order = (prompt + completion).argsort(stable=True)
         weight = self.head.weight
         hidden = weight.new_zeros(*rollouts.completion_ids.shape, weight.shape[1])
+        cuts = self._cuts(order, (prompt + completion)[order])
+        surplus = 0 if self.shards is None else self.shards.surplus(len(cuts))
         with placed(self.model, self.device), without_lora(self.model.module) if self.under_adapter else nullcontext():
-            for rows in self._cuts(order, (prompt + completion)[order]):
+            for rows in cuts:
                 part = take(rollouts, rows)
-                states = self.model.completion_hidden(part.prompt_ids, part.prompt_mask, part.completion_ids, part.completion_mask)
+                states = self._states(part)
                 hidden[rows, : states.shape[1]] = states * part.completion_mask[..., None]
+            for _ in range(surplus):
+                assert self.shards is not None
+                self.shards.run_empty()
         return HiddenScores(hidden, self.head)
+
+    def _states(self, part: Rollouts) -> torch.Tensor:
+        """Hidden states of rows that go through the model together."""
+        forward = lambda: self.model.completion_hidden(part.prompt_ids, part.prompt_mask, part.completion_ids, part.completion_mask)
+        return forward() if self.shards is None else self.shards.run(forward)
 
     def _cuts(self, order: torch.Tensor, sorted_lengths: torch.Tensor) -> list[torch.Tensor]:
         cuts, start = [], 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from experiences import examples
+from launching import ROOT
 from tiny_models import language_model
 from torch import Tensor
 
@@ -36,12 +38,20 @@ STAGES = (0, 1, 2, 3)
 WEIGHTS = TermWeights(0.6, 0.4, 0.2)
 TOKEN_BUDGET = 40
 RATES = (0.02, 0.03, 0.01)
-CUTS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
-    ((0, 1, 2, 3, 4, 5, 8, 9), (6, 7)),
-    (tuple(range(10)), ()),
-    ((0,), tuple(range(1, 10))),
-)
-"""Rows of ranks 0 and 1 in each update: unequal numbers, none, and dataset rows (8 and 9) on one rank only."""
+CUTS: dict[int, tuple[tuple[tuple[int, ...], ...], ...]] = {
+    1: ((tuple(range(10)),),) * 3,
+    2: (
+        ((0, 1, 2, 3, 4, 5, 8, 9), (6, 7)),
+        (tuple(range(10)), ()),
+        ((0,), tuple(range(1, 10))),
+    ),
+    4: (
+        ((0, 1, 2, 3, 4), (8,), (), (5, 6, 7, 9)),
+        ((), (3,), (0, 1, 2, 4, 5, 6, 7), (8, 9)),
+        ((9, 0), (), (), (1, 2, 3, 4, 5, 6, 7, 8)),
+    ),
+}
+"""By number of ranks, the rows of each in each update: unequal numbers, none, and dataset rows (8 and 9) on some ranks only."""
 TRAINED = {
     "llama:lora": StudentConfig(lora=LoraConfig(rank=3, alpha=6.0, targets=["q_proj", "v_proj", "down_proj"])),
     "t5:frozen": StudentConfig(freeze=["shared.*", "lm_head.*", "encoder.block.0.*"]),
@@ -85,6 +95,11 @@ def student(kind: str, seed: int = 0) -> LanguageModel:
 
 def everything(experiences: dict[str, Experience], folder: str) -> dict[str, Any]:
     """All figures of this rank."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from collective_traffic import Traffic
+
+    traffic = Traffic()
+    traffic.watch()  # before DeepSpeed takes hold of torch's collectives
     processes = Processes(threads=1)
     _shard_small_parameters_too()
     found: dict[Any, Any] = {"processes": _sums(processes)}
@@ -94,6 +109,20 @@ def everything(experiences: dict[str, Experience], folder: str) -> dict[str, Any
             found[kind, stage] = _train(kind, stage, experiences[kind], processes, place)
     for stage in STAGES:
         found["bfloat16", stage] = _first_change("llama", stage, experiences["llama"], processes, torch.bfloat16)
+    found["sent"] = _sent(experiences["llama"], processes, traffic)
+    processes.close()
+    return found
+
+
+def updates(experiences: dict[str, Experience], folder: str) -> dict[Any, Any]:
+    """The figures of this rank's updates alone, of students that are trained whole."""
+    processes = Processes(threads=1)
+    _shard_small_parameters_too()
+    found = {
+        (kind, stage): _train(kind, stage, experiences[kind], processes, Path(folder) / f"{kind}-{stage}")
+        for kind in OBJECTIVES
+        for stage in STAGES
+    }
     processes.close()
     return found
 
@@ -124,6 +153,20 @@ def _train(kind: str, stage: int, experience: Experience, processes: Processes, 
         "checkpoint": _names_in(place),
         **({} if base is None else _under_and_merged(base, engine, experience)),
     }
+
+
+def _sent(experience: Experience, processes: Processes, traffic: Any) -> list[float]:
+    """What a rank sends in an update of one micro-batch at stages 0, 1 and 2, in sizes of the weights."""
+    sizes = []
+    for stage in (0, 1, 2):
+        model = student("llama")
+        engine = _engine(model, "llama", stage, processes)
+        learner = Learner(model, OBJECTIVES["llama"], WEIGHTS)
+        learner.counts = GlobalCounts(**processes.sum(local_counts([experience], learner.config)))
+        traffic.sent.clear()
+        engine.update([experience], learner.loss, RATES[0])
+        sizes.append(traffic.sent.total() / (4 * model.parameters))
+    return sizes
 
 
 def _names_in(place: Path) -> set[str]:
@@ -160,16 +203,16 @@ def _first_change(kind: str, stage: int, experience: Experience, processes: Proc
     return _parameters(engine, model).float() - before
 
 
-def _engine(model: LanguageModel, kind: str, stage: int, processes: Processes) -> Engine:
+def _engine(model: LanguageModel, kind: str, stage: int, processes: Processes, **settings: Any) -> Engine:
     head = model.module.get_output_embeddings()
     assert head is not None
-    return Engine(model.module, head, processes, EngineConfig(zero_stage=stage, offload_while_scoring=stage < 3), OPTIMIZERS[family(kind)])  # pyright: ignore
+    config = EngineConfig(zero_stage=stage, **(settings or {"offload_while_scoring": stage < 3}))  # pyright: ignore
+    return Engine(model.module, head, processes, config, OPTIMIZERS[family(kind)])
 
 
 def _update(engine: Engine, model: LanguageModel, kind: str, experience: Experience, number: int) -> float:
     processes = engine.processes
-    rows = CUTS[number][processes.rank] if processes.count == 2 else tuple(range(10))
-    cuts = cut(experience, rows)
+    cuts = cut(experience, CUTS[processes.count][number][processes.rank])
     learner = Learner(model, OBJECTIVES[family(kind)], WEIGHTS)
     learner.counts = GlobalCounts(**processes.sum(local_counts(cuts, learner.config)))
     return engine.update(cuts, learner.loss, RATES[number]).norm

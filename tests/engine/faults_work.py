@@ -21,6 +21,8 @@ from reward_models.errors import RewardError
 
 KIND = "llama"
 ENGINES = ((0, torch.float32), (1, torch.float32), (2, torch.float32), (3, torch.float32), (1, torch.bfloat16), (2, torch.bfloat16))
+ON_CPU = (1, 2, 3)
+"""Stages at which the optimiser's states, and with them gradients, are in CPU memory too."""
 ROWS = ((0, 1, 2, 3, 4, 5, 8, 9), (6, 7))
 """Rows of ranks 0 and 1."""
 BUDGETS = 40, 20
@@ -43,6 +45,10 @@ def everything(experience: Experience) -> dict[Any, Any]:
             found[stage, dtype, "ends"] = [
                 _end(experience, stage, processes, place) for place in {"forward", "backward"} - _survived(stage)
             ]
+    for stage in ON_CPU:
+        for fault in ("plain", "gradient", *(_survived(stage) & {"forward"})):
+            faults = [] if fault == "plain" else [fault]
+            found[stage, "cpu", fault] = _run(experience, stage, torch.float32, processes, faults, offload_optimizer="cpu")
     processes.close()
     return found
 
@@ -52,11 +58,13 @@ def _survived(stage: int) -> set[str]:
     return {0: {"forward", "backward"}, 1: {"forward", "backward"}, 2: {"forward"}, 3: set()}[stage]
 
 
-def _run(experience: Experience, stage: int, dtype: torch.dtype, processes: Processes, faults: list[str]) -> dict[str, Any]:
+def _run(
+    experience: Experience, stage: int, dtype: torch.dtype, processes: Processes, faults: list[str], **settings: Any
+) -> dict[str, Any]:
     """An update, one with a fault, and another one: states before and after the fault, and at the end."""
     model = engine_work.student(KIND)
     model.module.to(dtype)  # pyright: ignore
-    engine = engine_work._engine(model, KIND, stage, processes)
+    engine = engine_work._engine(model, KIND, stage, processes, **settings)
     learner = Learner(model, engine_work.OBJECTIVES[KIND], engine_work.WEIGHTS)
     update(engine, learner, experience, learner.loss)
     before = states(engine, model)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import engine_work
@@ -60,6 +62,19 @@ def test_two_ranks_train_as_one_batch_does_with_unequal_shares_and_an_empty_one(
         _assert_equal_training(found[kind, stage], plain[kind])
 
 
+@pytest.mark.slow
+def test_four_ranks_train_as_one_batch_does_with_unequal_shares_and_empty_ones(
+    ranks: Callable[..., list], experiences: dict[str, Experience], plain: dict[str, Any], tmp_path: Path
+):
+    four = ranks(4, engine_work.updates, experiences, str(tmp_path), timeout=600)
+    for kind, stage in itertools.product(engine_work.OBJECTIVES, STAGES):
+        for found in four:
+            _assert_equal_training(found[kind, stage], plain[kind])
+            norm, parameters = found[kind, stage]["restored"]
+            assert norm == found[kind, stage]["norms"][2]
+            assert torch.equal(parameters, found[kind, stage]["parameters"][2])
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_half_precision_model_takes_the_same_step_but_for_rounding(one_rank: list, two_ranks: list, plain: dict[str, Any], stage: int):
     initial = torch.cat([p.detach().flatten() for p in student("llama").module.parameters()])
@@ -90,6 +105,12 @@ def test_ranks_sample_for_themselves_whatever_is_sharded(one_rank: list, two_ran
     assert one_rank[0][kind, stage]["texts"] == expected[0]
     assert two_ranks[0][kind, stage]["texts"] == expected[0][:8]
     assert two_ranks[1][kind, stage]["texts"] == expected[1][8:]
+
+
+def test_gradients_are_sent_to_the_rank_that_needs_them_alone(two_ranks: list):
+    """Gradients and weights once each, or an all-reduce; beside them sums of some numbers, of which a tiny model makes a few per cent."""
+    for found in two_ranks:
+        assert found["sent"] == pytest.approx([2, 2, 2], abs=0.3)
 
 
 def test_the_gradient_is_clipped_where_the_limit_says_so(plain: dict[str, Any]):

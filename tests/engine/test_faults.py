@@ -11,23 +11,31 @@ import pytest
 import torch
 from engine_work import student
 from experiences import experience
-from faults_work import ENGINES
+from faults_work import ENGINES, ON_CPU
 from tiny_models import language_model
 
-NOT_FINITE = [(*engine, fault) for engine in ENGINES for fault in ("loss", "gradient")]
-NO_MEMORY = [(*engine, place) for engine in ENGINES for place in sorted(faults_work._survived(engine[0]))]
+NOT_FINITE = [
+    *((*engine, fault) for engine in ENGINES for fault in ("loss", "gradient")),
+    *((stage, "cpu", "gradient") for stage in ON_CPU),
+]
+NO_MEMORY = [
+    *((*engine, place) for engine in ENGINES for place in sorted(faults_work._survived(engine[0]))),
+    *((stage, "cpu", "forward") for stage in ON_CPU if "forward" in faults_work._survived(stage)),
+]
 
 
 @pytest.fixture(scope="module")
 def found(ranks: Callable[..., list]) -> dict[int, list[dict[Any, Any]]]:
     """All figures by number of processes; a launch times out where they wait for each other for ever."""
     rows = experience(student("llama", 3), language_model("llama", seed=4), 4, 2, dataset=2)
-    return {count: ranks(count, faults_work.everything, rows, timeout=120) for count in (1, 2)}
+    return {count: ranks(count, faults_work.everything, rows, timeout=240) for count in (1, 2)}
 
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize(("stage", "dtype", "fault"), NOT_FINITE)
-def test_an_update_that_is_not_finite_on_one_rank_leaves_nothing_on_any(found, stage: int, dtype: torch.dtype, fault: str, count: int):
+def test_an_update_that_is_not_finite_on_one_rank_leaves_nothing_on_any(
+    found, stage: int, dtype: torch.dtype | str, fault: str, count: int
+):
     for rank, figures in enumerate(found[count]):
         skipped, plain = figures[stage, dtype, fault], figures[stage, dtype, "plain"]
         assert math.isnan(skipped["bad"].norm)
@@ -39,12 +47,14 @@ def test_an_update_that_is_not_finite_on_one_rank_leaves_nothing_on_any(found, s
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize(("stage", "dtype", "place"), NO_MEMORY)
-def test_an_update_without_memory_on_one_rank_is_repeated_in_smaller_parts(found, stage: int, dtype: torch.dtype, place: str, count: int):
+def test_an_update_without_memory_on_one_rank_is_repeated_in_smaller_parts(
+    found, stage: int, dtype: torch.dtype | str, place: str, count: int
+):
     for figures in found[count]:
         repeated, plain = figures[stage, dtype, place], figures[stage, dtype, "plain"]
         assert repeated["bad"] is True
         _assert_same(repeated["after"], repeated["before"])
-        tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+        tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-6
         assert repeated["last"].norm == pytest.approx(plain["last"].norm, rel=10 * tolerance)
         torch.testing.assert_close(repeated["end"][0], plain["end"][0], atol=tolerance, rtol=0)
         assert not torch.allclose(repeated["end"][0], repeated["before"][0], atol=tolerance)

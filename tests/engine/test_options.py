@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,17 +13,23 @@ from engine_work import OPTIMIZERS, RATES, TOKEN_BUDGET, WEIGHTS, student
 from experiences import experience
 from tiny_models import language_model
 
-from gkd_rl.build import build_engine
+from gkd_rl.build import build_engine, build_parts
 from gkd_rl.config.objective import ObjectiveConfig
 from gkd_rl.config.run import Config, EngineConfig, OptimizerConfig
 from gkd_rl.console import PhaseTimes
+from gkd_rl.engine import _deepspeed_config
+from gkd_rl.errors import UserError
 from gkd_rl.learner import Learner, local_counts
 from gkd_rl.models.checkpointing import checkpoint_activations
+from gkd_rl.operators import require_operators
 from gkd_rl.processes import Processes
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.rows import micro_batches
 from gkd_rl.rollout.sampler import InProcessSampler
 from gkd_rl.types import Example, GlobalCounts
+
+COMPILED = {"kind": "deepspeed_cpu_adam", "offload_optimizer": "cpu"}
+COMPILER = pytest.mark.skipif(not (shutil.which("g++") and shutil.which("ninja")), reason="no compiler for DeepSpeed's operator")
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +59,18 @@ def _trained(kind: str, processes: Processes, optimizer: OptimizerConfig, **sett
     [
         {"activation_checkpointing": True},
         {"activation_checkpointing": True, "zero_stage": 3},
-        {"offload_optimizer": True, "zero_stage": 1},
-        {"offload_optimizer": True, "zero_stage": 2},
-        {"offload_optimizer": True, "offload_parameters": True, "zero_stage": 3},
+        {"offload_optimizer": "cpu", "zero_stage": 1},
+        {"offload_optimizer": "cpu", "zero_stage": 2},
+        {"offload_optimizer": "cpu", "offload_parameters": "cpu", "zero_stage": 3},
+        *(pytest.param({**COMPILED, "zero_stage": stage}, marks=[pytest.mark.slow, COMPILER]) for stage in (1, 2, 3)),
     ],
     ids=lambda settings: " ".join(f"{name}={value}" for name, value in settings.items()),
 )
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_what_saves_memory_changes_nothing_that_is_learnt(processes: Processes, kind: str, settings: dict):
-    plain, saving = (_trained(kind, processes, OPTIMIZERS[kind], **more) for more in ({}, settings))
+    optimizers = OPTIMIZERS[kind], replace(OPTIMIZERS[kind], kind=settings.get("kind", "adamw"))
+    settings = {name: value for name, value in settings.items() if name != "kind"}
+    plain, saving = (_trained(kind, processes, optimizer, **more) for optimizer, more in zip(optimizers, ({}, settings), strict=True))
     torch.testing.assert_close(saving, plain, atol=1e-5, rtol=0)
 
 
@@ -101,3 +113,42 @@ def test_adafactor_takes_its_own_steps(processes: Processes):
         optimizer.step()
     expected = torch.cat([p.detach().flatten() for p in model.module.parameters()])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_states_and_parameters_on_a_disk_are_asked_of_deepspeed():
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    both = EngineConfig(zero_stage=3, offload_optimizer="nvme", offload_parameters="nvme", nvme_path="/scratch/states")
+    read = DeepSpeedZeroConfig(**_deepspeed_config(both, OptimizerConfig(), torch.float32)["zero_optimization"])
+    for part in (read.offload_optimizer, read.offload_param):
+        assert part is not None and (part.device, part.nvme_path) == ("nvme", Path("/scratch/states"))
+    mixed = replace(both, offload_parameters="cpu")
+    read = DeepSpeedZeroConfig(**_deepspeed_config(mixed, OptimizerConfig(), torch.float32)["zero_optimization"])
+    assert read.offload_optimizer is not None and read.offload_param is not None
+    assert (read.offload_optimizer.device, read.offload_param.device, read.offload_param.nvme_path) == ("nvme", "cpu", None)
+
+
+@pytest.mark.parametrize("key", ["offload_optimizer", "offload_parameters"])
+def test_a_disk_is_refused_where_its_operator_cannot_be_had(processes: Processes, key: str):
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    config = Config(engine=EngineConfig(zero_stage=3, nvme_path="/scratch", **{key: "nvme"}))
+    if AsyncIOBuilder().is_compatible(verbose=False):
+        require_operators(config)
+        return
+    with pytest.raises(UserError, match=f"engine.{key}=nvme: DeepSpeed's operator async_io cannot be compiled here; install libaio"):
+        require_operators(config)
+
+
+def test_an_optimiser_that_cannot_be_compiled_is_refused_before_any_model_is_loaded(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    from deepspeed.ops.op_builder.builder import OpBuilder
+
+    monkeypatch.setattr(OpBuilder, "_loaded_ops", {})
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    config = Config(optimizer=OptimizerConfig(kind="deepspeed_cpu_adam"), engine=EngineConfig(zero_stage=1, offload_optimizer="cpu"))
+    config.student.path = "nowhere/to-be-found"
+    with pytest.raises(UserError, match=r"optimizer.kind=deepspeed_cpu_adam: its operator cannot be compiled here .*; install g"):
+        build_parts(config, processes)

@@ -105,6 +105,21 @@ def test_less_than_a_tenth_is_padding_on_mixed_lengths(count: int, seed: int):
     assert max(padded) <= 4096 and min(padded[:-1]) >= 4096 // 8
 
 
+@pytest.mark.parametrize("budget", [4096, 8192])
+@pytest.mark.parametrize("count", [64, 256])
+def test_less_than_a_tenth_is_padding_where_prompts_and_completions_are_padded_apart(count: int, budget: int):
+    rng = random.Random(count)
+    parts = micro_batches(_of_sizes([(rng.randint(16, 256), rng.randint(16, 256)) for _ in range(count)]), budget)
+    assert padding_share(parts) < 0.1
+    padded = [part.rollouts.prompt_ids.numel() + part.rollouts.completion_ids.numel() for part in parts]
+    assert max(padded) <= budget and len(parts) < count / 2
+
+
+def test_rows_of_one_length_fill_the_budget():
+    parts = micro_batches(_of_sizes([(6, 4)] * 25), 60)
+    assert [len(part.rewards) for part in parts] == [6, 6, 6, 6, 1]
+
+
 @pytest.mark.parametrize("budget", [18, 40, 90, 300])
 def test_the_budget_holds_for_prompts_and_completions_of_all_lengths(budget: int):
     rng = random.Random(budget)

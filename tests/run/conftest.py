@@ -53,7 +53,7 @@ def run(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., Outcome]:
 
     def run(*arguments: Any, launcher: tuple[str, ...] = (), module: str = "-m") -> Outcome:
         process = start(*arguments, launcher=launcher, module=module)
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=1200)  # pytest's own limit ends what hangs in the fast tier
         return Outcome(process.returncode, out, err)
 
     return run

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import time
 from pathlib import Path
 
 from gkd_rl.config.load import load_config
 from gkd_rl.train import train
 
+FULL_AT = 50_000
+"""Bytes, above those of the logs, below those of any part of a checkpoint."""
 REWARDS = """
 import os, time
 
@@ -22,6 +26,11 @@ def raises(prompts, completions, **columns):
 def hangs(prompts, completions, **columns):
     if _late(completions):
         time.sleep(300)
+    return [1.0] * len(completions)
+
+def stops(prompts, completions, **columns):
+    if os.path.exists(os.environ.get("STOP_AT", "")):
+        raise ValueError("enough")
     return [1.0] * len(completions)
 
 def evaluates(prompts, completions, **columns):
@@ -59,6 +68,26 @@ def everything(config: str, folder: str) -> list[tuple[str, float]]:
             ([reward("raises")], [reward("raises"), "rollout.overlap=true"], [reward("hangs", ", timeout: 1")], [reward("evaluates")], task)
         )
     ]
+
+
+def full_disks(config: str, folder: str) -> list[tuple[str, float, list[str]]]:
+    """A run that ends in its second step, continued where the disk is full for rank 0, for rank 1, and for none: how, and what is left.
+
+    A limit on the size of this process's files stands in for the disk.
+    """
+    reward = f"rewards=[{{path: '{Path(folder).parent / 'rewards.py'}:stops', name: mine}}]"
+    overrides, found = ["engine.zero_stage=1", "checkpoint.every=1", "max_steps=2", reward], []
+    os.environ["STOP_AT"] = f"{folder}/checkpoints/step-00000001"
+    said, _ = _ended(config, folder, overrides)
+    assert "enough" in said, said
+    del os.environ["STOP_AT"]
+    for full in (0, 1, None):
+        if os.environ["RANK"] == str(full):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_AT, resource.RLIM_INFINITY))
+        ended = _ended(config, folder, ["resume=auto", *overrides])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        found.append((*ended, sorted(place.name for place in (Path(folder) / "checkpoints").iterdir())))
+    return found
 
 
 def write_files(folder: Path) -> None:

@@ -180,13 +180,18 @@ def test_the_shipped_configurations_are_valid(name: str) -> None:
     ("overrides", "said"),
     [
         (("optimizer.kind=adafactor", "engine.zero_stage=1"), "optimizer.kind=adafactor needs whole matrices"),
-        (("engine.offload_optimizer=true",), "engine.offload_optimizer works with ZeRO 1 to 3"),
+        (("engine.offload_optimizer=cpu",), "engine.offload_optimizer works with ZeRO 1 to 3"),
+        (("engine.offload_parameters=cpu", "engine.zero_stage=2"), "engine.offload_parameters works with ZeRO 3"),
         (
-            ("engine.offload_parameters=true", "engine.zero_stage=2"),
-            "engine.offload_parameters works with ZeRO 3",
+            ("engine.offload_optimizer=nvme", "engine.nvme_path=/nvme", "engine.zero_stage=2"),
+            "engine.offload_optimizer=nvme works with ZeRO 3, and engine.zero_stage is 2",
         ),
+        (("engine.offload_optimizer=nvme", "engine.zero_stage=3"), "engine.offload_optimizer=nvme needs engine.nvme_path"),
+        (("engine.offload_parameters=nvme", "engine.zero_stage=3"), "engine.offload_parameters=nvme needs engine.nvme_path"),
+        (("engine.nvme_path=/nvme", "engine.offload_optimizer=cpu", "engine.zero_stage=1"), "engine.nvme_path is set, and neither"),
+        (("optimizer.kind=deepspeed_cpu_adam", "engine.zero_stage=1"), "deepspeed_cpu_adam steps in CPU memory"),
         (
-            ("engine.offload_optimizer=true", "engine.offload_while_scoring=true", "engine.zero_stage=1"),
+            ("engine.offload_optimizer=cpu", "engine.offload_while_scoring=true", "engine.zero_stage=1"),
             "drop engine.offload_while",
         ),
         (("engine.timeout=0",), "engine.timeout is 0.0; it must be above 0"),

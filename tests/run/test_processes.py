@@ -173,6 +173,19 @@ def test_two_processes_end_well_with_few_prompts_and_at_stage_three(run, arithme
 
 
 @pytest.mark.slow
+def test_two_processes_with_a_share_of_the_teacher_each_learn_what_two_with_whole_ones_learn(
+    run, two: tuple[Path, Outcome], arithmetic: Path, tmp_path: Path
+) -> None:
+    shares = ["teacher.shard=true", "evaluation.teacher=false"]
+    outcome = run("train", arithmetic, f"run_dir={tmp_path / 'run'}", "engine.zero_stage=2", *SAME, *shares, launcher=torchrun())
+    assert outcome.status == 0, outcome.err
+    ours, theirs = (rows_of(folder / "metrics.jsonl") for folder in (tmp_path / "run", two[0]))
+    for mine, its in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(its, rel=1e-3, abs=1e-5)
+    assert "eval_divergence" in ours[1]
+
+
+@pytest.mark.slow
 def test_a_mistake_ends_both_processes(run, arithmetic: Path, tmp_path: Path) -> None:
     outcome = run("train", arithmetic, f"run_dir={tmp_path / 'run'}", "student.path=embedded:nobody", launcher=torchrun())
     assert outcome.status != 0

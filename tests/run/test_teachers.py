@@ -53,11 +53,13 @@ def test_a_served_teacher_trains_like_the_same_model_in_the_process(train, serve
     assert summary["after"]["reverse_kl"] is None and summary["accuracy_teacher"] is None
 
 
-def test_a_teacher_in_eight_bits_that_waits_elsewhere_trains(train) -> None:
+def test_a_teacher_in_eight_bits_that_waits_elsewhere_or_is_cut_up_trains(train) -> None:
     whole, packed = (train(name, f"teacher.quantize={name}")[0] for name in ("none", "8bit"))
     assert packed[0]["divergence"] == pytest.approx(whole[0]["divergence"], rel=0.2) and packed[0]["divergence"] != whole[0]["divergence"]
     away = train("away", "teacher.offload=true", "engine.offload_while_scoring=true")[0]
     assert_same(away, whole, "loss", "divergence", "grad_norm")
+    share = train("share", "teacher.shard=true", "evaluation.teacher=false")[0]  # of one rank: all of it
+    assert_same(share, whole, "loss", "divergence", "grad_norm")
 
 
 def test_a_teacher_in_the_process_may_keep_its_top_k_only(train) -> None:
@@ -74,6 +76,15 @@ def test_a_teacher_in_the_process_may_keep_its_top_k_only(train) -> None:
         (["engine.zero_stage=3", "engine.offload_while_scoring=true"], "engine.offload_while_scoring works with ZeRO 0 to 2"),
         (["teacher.quantize=4bit", "teacher.kind=ema"], "teacher.quantize is for a model of teacher.path"),
         (["teacher.quantize=4bit", "teacher.offload=true"], "teacher.quantize rules out"),
+        (["teacher.shard=true"], "teacher.shard leaves no rank a whole teacher to be evaluated; set evaluation.teacher=false"),
+        (["teacher.shard=true", "teacher.quantize=8bit"], "which teacher.quantize rules out"),
+        (["teacher.shard=true", "teacher.offload=true"], "which teacher.offload rules out"),
+        (["teacher.shard=true", "teacher.privileged='{prompt} {reference}'"], "which teacher.privileged rules out"),
+        (["teacher.shard=true", "teacher.kind=ema", "teacher.path=null"], "teacher.shard is for a frozen model in the process"),
+        (
+            ["teacher.shard=true", "evaluation.teacher=false", "rollout.completions=teacher", "rollout.on_policy_share=0.5"],
+            "teacher.shard leaves no rank a whole teacher to sample from",
+        ),
         (["teacher.url=localhost:8000", "teacher.served_model=a", "teacher.top_k=8", *TOP_8], "must begin with http://"),
         (["teacher.url=http://localhost:1", "teacher.top_k=8", *TOP_8], "teacher.served_model is not"),
         (["teacher.url=http://localhost:1", "teacher.served_model=a", *TOP_8], "teacher.url needs teacher.top_k"),
