@@ -74,10 +74,9 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     if student_path is None:
         check_trained(config.student, source, where)
     task = make_task(config)
-    own = task.default_rewards()
-    cache = Path(config.run_dir) / "reward-cache"
-    rewards = make_rewards(own if config.rewards is None else config.rewards, cache)
-    verifier = rewards if config.rewards is None or not own else make_rewards(own, cache)
+    own, caches = task.default_rewards(), Path(config.run_dir) / "reward-cache"
+    rewards = make_rewards(own if config.rewards is None else config.rewards, caches)
+    verifier = rewards if config.rewards is None or not own else make_rewards(own, caches)
     held_out = task.held_out(config.evaluation.examples)
     if not held_out or task.train_size == 0:
         raise UserError(f"task.path: {config.task.path} has no {'training' if held_out else 'held-out'} examples; give it some")
