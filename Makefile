@@ -6,7 +6,7 @@ VLLM_VENV := .venv-vllm
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup quickstart test test-slow test-vllm lint format docs models clean
+.PHONY: setup quickstart test test-slow test-vllm lint format docs models evidence clean
 
 setup: $(VENV)/.ready
 
@@ -60,6 +60,10 @@ format: setup
 
 models: setup
 	$(BIN)/python scripts/build_embedded_models.py
+
+# Every baseline with three seeds at equal arithmetic: hours. What is there is not repeated.
+evidence: setup
+	$(BIN)/python scripts/evidence.py
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

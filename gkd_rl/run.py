@@ -111,6 +111,8 @@ def finished(config: Config) -> dict[str, Any] | None:
 
 def assemble(config: Config, processes: Processes, parts: Parts, folder: RunFolder | None, terminal: Terminal) -> Run:
     torch.manual_seed(config.seed)
+    for note in parts.notes:
+        terminal.say(note)
     times = PhaseTimes(torch.cuda.synchronize if processes.device.type == "cuda" else lambda: None)
     return Run(
         config=config,
@@ -172,10 +174,11 @@ def evaluate_before(run: Run) -> dict[str, Any]:
             summary["teacher"]["parameters"] = model.parameters
         bar.advance()
         parts.sampler.sync(0)
-        summary["before"] = _row(parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teaching.judge))
+        before = parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teaching.judge)
+        summary["before"] = _row(before)
         bar.advance()
-    run.history.observe(summary["before"]["accuracy"])
-    run.watch.accuracies.append(summary["before"]["accuracy"])
+    run.history.observe(before.score(run.config.evaluation.score))
+    run.watch.accuracies.append(before.accuracy)
     return summary
 
 
@@ -183,8 +186,8 @@ def evaluate_during(run: Run) -> dict[str, float]:
     with run.times.phase("evaluate"), run.engine.gathered():
         examples = run.parts.held_out[: run.config.evaluation.during_examples]
         result = run.parts.evaluator(run.parts.student, run.parts.evaluation_sampler, examples, run.parts.teaching.judge)
-    run.history.observe(result.accuracy)
-    figures = {name: getattr(result, name) for name in ("accuracy", "reward", "divergence", "reverse_kl", "length")}
+    run.history.observe(result.score(run.config.evaluation.score))
+    figures = {name: getattr(result, name) for name in ("accuracy", "reward", "divergence", "reverse_kl", "length")} | result.metrics
     return {f"eval_{name}": value for name, value in figures.items() if value is not None}
 
 
