@@ -198,7 +198,7 @@ def _train(parsed: argparse.Namespace) -> int:
         return 0
     if parsed.json or parsed.ranks is not None or parsed.flops_per_second is not None:
         raise UserError("--json, --ranks and --flops-per-second belong to --dry-run; add it, or leave them out")
-    from gkd_rl.train import train
+    from gkd_rl.training import train
 
     return _close(config.run_dir, train(config))
 
