@@ -6,7 +6,7 @@ VLLM_VENV := .venv-vllm
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: evidence setup quickstart test test-slow test-vllm lint format models clean
+.PHONY: setup quickstart test test-slow test-vllm lint format docs models evidence clean
 
 setup: $(VENV)/.ready
 
@@ -45,6 +45,14 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# The site goes to build/site.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.docs: $(VENV)/.ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -84,8 +84,7 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     try_metrics(metrics, held_out, config.evaluation.score)
     tokenizer = load_tokenizer(source, where, config.student.trust_remote_code)
     try_rewards(rewards, held_out, tokenizer)
-    if verifier is not rewards:
-        try_rewards(verifier, held_out, tokenizer)
+    try_rewards(verifier, held_out, tokenizer)
     task = fit(task, config, tokenizer)
     held_out = task.held_out(config.evaluation.examples)
     if not held_out or task.train_size == 0:
@@ -148,9 +147,9 @@ def build_engine(config: Config, processes: Processes, model: LanguageModel, tim
 
 def task_rewards(config: Config, task: Task) -> tuple[WeightedSum, WeightedSum]:
     """What is rewarded, and what decides whether an answer is right: the task's own rewards, where it has some."""
-    own = task.default_rewards()
-    rewards = make_rewards(own if config.rewards is None else config.rewards, Path(config.run_dir) / "reward-cache")
-    return rewards, rewards if config.rewards is None or not own else make_rewards(own)
+    own, caches = task.default_rewards(), Path(config.run_dir) / "reward-cache"
+    rewards = make_rewards(own if config.rewards is None else config.rewards, caches)
+    return rewards, rewards if config.rewards is None or not own else make_rewards(own, caches)
 
 
 def try_rewards(rewards: WeightedSum, examples: list[Example], tokenizer) -> None:

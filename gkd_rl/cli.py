@@ -18,6 +18,7 @@ examples:
   gkd-rl train configs/arithmetic.yaml                          align and compress the embedded student
   gkd-rl train configs/gsm8k.yaml data_dir=DATA student.path=A teacher.path=B
   gkd-rl check configs/arithmetic.yaml                          what is wrong with a run, before it is started
+  gkd-rl train configs/paper/t5_xsum.yaml --dry-run             what a run would take
   gkd-rl ablate configs/ablate_alpha.yaml                       reward against distillation
   gkd-rl export RUN_DIR --out MODEL                             a model folder from the newest checkpoint
   gkd-rl grade answers.jsonl --reference-field answer --completion-field completion
@@ -111,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         commands, "cache-teacher", _cache_teacher, "keep the teacher's scores of the dataset's completions on disk", _CACHE
     )
     caching.add_argument("--out", required=True, metavar="DIR", help="folder of the cache; one that was begun is completed")
+    _configured(commands, "reward-model", _reward_model, "train a reward model on preference pairs", _REWARD_MODEL)
     exporting = commands.add_parser(
         "export",
         help="make a model folder from a checkpoint of a run",
@@ -138,6 +140,7 @@ _TRAIN = """
   objective.divergence.kind=gjsd|forward_kl|reverse_kl  with objective.divergence.beta
   rollout.prompts_per_step, rollout.per_prompt          answers sampled per step
   engine.zero_stage=0..3                                DeepSpeed ZeRO
+  task.path, task.options, task.prompt_format           where prompts come from (docs/tasks.md)
 """
 _EVALUATE = """
   model=PATH                  the model (default: the run's final model if there is one, else the student)
@@ -160,6 +163,14 @@ _CACHE = """
   teacher.path, or teacher.url and teacher.served_model  whose scores
   teacher.top_k=64                                       log-probabilities kept per token
   task.train_examples                                    of how many examples (default: all)
+"""
+
+
+_REWARD_MODEL = """
+  preferences.train=FILE, preferences.held_out=FILE      rows with prompt, chosen, rejected (JSONL, CSV, TSV, Parquet)
+  preferences.kind=scored, preferences.min_gap           pairs are made of answers with scores
+  model.path=CHECKPOINT                                  default: from scratch, of model.type and model.config
+  training.epochs, training.batch_size, training.lr
 """
 
 
@@ -195,7 +206,7 @@ def _train(parsed: argparse.Namespace) -> int:
         return 0
     if parsed.json or parsed.ranks is not None or parsed.flops_per_second is not None:
         raise UserError("--json, --ranks and --flops-per-second belong to --dry-run; add it, or leave them out")
-    from gkd_rl.train import train
+    from gkd_rl.training import train
 
     if os.environ.get("RANK", "0") == "0":
         from gkd_rl.preflight.command import before_training
@@ -239,6 +250,17 @@ def _export(parsed: argparse.Namespace) -> int:
     from gkd_rl.export import export
 
     export(parsed.source, parsed.out, parsed.student)
+    return 0
+
+
+def _reward_model(parsed: argparse.Namespace) -> int:
+    from gkd_rl.config.load import load_as
+    from gkd_rl.config.reward_model import RewardModelConfig
+
+    config = load_as(RewardModelConfig, parsed.config, parsed.overrides)
+    from gkd_rl.reward_model.train import train_reward_model
+
+    train_reward_model(config)
     return 0
 
 

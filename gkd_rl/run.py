@@ -1,4 +1,4 @@
-"""A run and its life: opened, assembled, resumed or evaluated for a start, finished. The loop between is in ``train.py``."""
+"""A run and its life: opened, assembled, resumed or evaluated for a start, finished. The loop between is in ``training.py``."""
 
 from __future__ import annotations
 

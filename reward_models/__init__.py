@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from reward_models.entailment import EntailmentReward
     from reward_models.errors import InputError, RewardError
     from reward_models.instruction_checks import InstructionChecks
+    from reward_models.llm_judge import LLMJudge
     from reward_models.loading import load_reward
     from reward_models.sequence_classification import SequenceClassificationReward
     from reward_models.shaping import FormatReward, OverlongPenalty, RepetitionPenalty
@@ -28,6 +29,7 @@ _HOMES = {
     "FormatReward": "shaping",
     "InputError": "errors",
     "InstructionChecks": "instruction_checks",
+    "LLMJudge": "llm_judge",
     "LinearWeight": "combine",
     "OverlongPenalty": "shaping",
     "RepetitionPenalty": "shaping",
@@ -50,6 +52,7 @@ __all__ = [
     "FormatReward",
     "InputError",
     "InstructionChecks",
+    "LLMJudge",
     "LinearWeight",
     "OverlongPenalty",
     "RepetitionPenalty",

@@ -54,7 +54,8 @@ class WeightedSum:
         normalize: name → over which rows its values are brought to mean 0 and deviation 1 in `normalised`: `group` or `batch`.
 
     Raises:
-        InputError: no reward, a name given twice, a weight that is not finite, or requirements of a reward that is not there or that lead in a circle.
+        InputError: no reward, a name given twice, a weight that is not finite, or requirements of an absent
+            reward or in a circle.
     """
 
     __name__ = "weighted_sum"

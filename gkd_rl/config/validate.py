@@ -145,7 +145,7 @@ def _complaints(config: Config) -> Iterator[str]:
         yield "rollout.stop holds an empty text, which every answer contains; remove it"
     yield from _share_complaints(config.rollout)
     yield from engine_complaints(config)
-    yield from watch_complaints(config)
+    yield from watch_complaints(config.watch, config.objective)
     if config.rollout.compile and config.rollout.sampler != "native":
         yield f"rollout.compile is for the native sampler, and rollout.sampler={config.rollout.sampler}; set compile to false"
     if config.rollout.compile and config.engine.zero_stage == 3:

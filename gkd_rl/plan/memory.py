@@ -4,7 +4,9 @@
 |---|---|---|---|
 | weights | 2·P | 4·P | stage 3 |
 | gradients | 4·T (and 2·T in bf16 at stage 1) | 4·T | stages 2 and 3 |
-| AdamW: moments, and in bf16 the fp32 weights | 12·T | 8·T | stages 1 to 3 |
+| AdamW: moments, and with ZeRO its own fp32 weights | 12·T | 8·T (stage 0), 12·T | stages 1 to 3 |
+
+A teacher is whole on every rank; with ``teacher.shard`` each rank holds its share.
 
 (Rajbhandari et al., arXiv 1910.02054, section 3; what DeepSpeed holds was measured, docs/scaling.md.) Stage 0 becomes 1 in bf16. Left out:
 activations, DeepSpeed's buckets (up to some 5·10⁷ gradients), and the libraries.
@@ -26,7 +28,7 @@ def rank_memory(config: Config, student: ModelSize, teachers: dict[str, ModelSiz
     copies = student_copies(config)
     if copies:
         parts["copies of the student"] = None if student.parameters is None else copies * student.parameters * student.bytes_per_weight
-    held = [held_bytes(settings, teachers[key]) for key, settings in teacher_configs(config).items()]
+    held = [held_bytes(settings, teachers[key], ranks) for key, settings in teacher_configs(config).items()]
     parts["teacher"] = None if None in held else sum(size for size in held if size is not None)
     tokens = config.task.max_prompt_tokens + config.rollout.max_new_tokens
     at_once = min(rows, config.rollout.sampling_rows)
@@ -46,12 +48,12 @@ def trained_memory(config: Config, student: ModelSize, ranks: int) -> dict[str, 
     shard = lambda first: ranks if stage >= first else 1
     weights = None if whole is None else (2.0 if half else 4.0) * whole / shard(3)
     gradients = None if trained is None else 4.0 * trained / shard(2) + (2.0 * trained if half and stage == 1 else 0.0)
-    states = 0.0 if config.optimizer.kind == "adafactor" else 12.0 if half else 8.0
+    states = 0.0 if config.optimizer.kind == "adafactor" else 12.0 if stage else 8.0
     optimiser = None if trained is None else states * trained / shard(1)
     return {
-        "weights": 0.0 if config.engine.offload_parameters != "none" else weights,
+        "weights": weights if config.engine.offload_parameters == "none" else 0.0,
         "gradients": gradients,
-        "optimiser": 0.0 if config.engine.offload_optimizer != "none" else optimiser,
+        "optimiser": optimiser if config.engine.offload_optimizer == "none" else 0.0,
         **({"student gathered to sample": _gathered(student, ranks)} if stage == 3 else {}),
     }
 

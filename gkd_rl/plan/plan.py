@@ -13,7 +13,7 @@ from gkd_rl.errors import UserError
 from gkd_rl.objective.schedule import value_at
 from gkd_rl.plan.data import DataPlan, data_plan
 from gkd_rl.plan.memory import Bytes, rank_memory, total, uses_reference
-from gkd_rl.plan.sizes import ModelSize, student_size, teacher_sizes
+from gkd_rl.plan.sizes import ModelSize, student_size, teacher_sizes, without_adapter
 from gkd_rl.run_log import flops
 
 
@@ -136,7 +136,7 @@ def _scoring(config: Config, student: ModelSize, teachers: dict[str, ModelSize])
     """Parameters that read each row beside the student: teachers in the process (rows routed to one of several: their mean), reference."""
     sizes = [teachers[key].parameters for key in teacher_configs(config)] if needs_teacher(config) else []
     if uses_reference(config):
-        sizes.append(student.parameters)
+        sizes.append(without_adapter(config, student))
     if None in sizes:
         return None
     known = [size for size in sizes if size is not None]

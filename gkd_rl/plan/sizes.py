@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -43,9 +43,8 @@ def student_size(student: StudentConfig) -> ModelSize:
     module, reason = _read(student.path, "student.path", student.trust_remote_code)
     width = _BYTES[student.dtype]
     if module is None:
-        return _from_hint(
-            student.path, reason, student.parameters, "student.parameters", width, student.lora.rank > 0 or bool(student.freeze)
-        )
+        whole = not student.lora.rank and not student.freeze
+        return _from_hint(student.path, reason, student.parameters, "student.parameters", width, student.parameters if whole else None)
     if student.lora.rank:
         require_peft()
         check_targets(module, student.lora.targets)
@@ -57,14 +56,22 @@ def student_size(student: StudentConfig) -> ModelSize:
 
 def teacher_sizes(config: Config, student: ModelSize) -> dict[str, ModelSize]:
     """Teachers by configuration key. Those made of the student are as large as it is; ``base`` has no weights of its own."""
-    return {key: _teacher_size(key, teacher, student) for key, teacher in teacher_configs(config).items()}
+    bare = replace(student, parameters=without_adapter(config, student))
+    return {key: _teacher_size(key, teacher, bare) for key, teacher in teacher_configs(config).items()}
 
 
-def held_bytes(teacher: TeacherConfig, size: ModelSize) -> float | None:
-    """Bytes that a teacher's weights take on every rank's device while it scores; None: unknown."""
+def without_adapter(config: Config, student: ModelSize) -> float | None:
+    """Parameters of the student under its adapter, where it has one."""
+    if not config.student.lora.rank or None in (student.parameters, student.trained):
+        return student.parameters
+    return (student.parameters or 0.0) - (student.trained or 0.0)
+
+
+def held_bytes(teacher: TeacherConfig, size: ModelSize, ranks: int) -> float | None:
+    """Bytes that a teacher's weights take on the device of each of ``ranks`` while it scores; None: unknown."""
     if teacher.kind == "base" or (teacher.kind == "model" and (teacher.url is not None or teacher.path is None)):
         return 0.0
-    return None if size.parameters is None else size.parameters * size.bytes_per_weight
+    return None if size.parameters is None else size.parameters * size.bytes_per_weight / (ranks if teacher.shard else 1)
 
 
 def _teacher_size(key: str, teacher: TeacherConfig, student: ModelSize) -> ModelSize:
@@ -77,7 +84,7 @@ def _teacher_size(key: str, teacher: TeacherConfig, student: ModelSize) -> Model
     module, reason = _read(path, f"{key}.path", teacher.trust_remote_code)
     width = _QUANTIZED.get(teacher.quantize, _BYTES[teacher.dtype])
     if module is None:
-        return _from_hint(path, reason, teacher.parameters, f"{key}.parameters", width, False)
+        return _from_hint(path, reason, teacher.parameters, f"{key}.parameters", width, 0)
     return ModelSize(path, "config.json", _count(module), 0, width, _hidden(module))
 
 
@@ -93,10 +100,10 @@ def _read(path: str, where: str, trust_remote_code: bool) -> tuple[PreTrainedMod
         return None, "its config.json is not at hand, and the hub cannot be reached"
 
 
-def _from_hint(path: str, reason: str, hint: float | None, key: str, width: float, in_part: bool) -> ModelSize:
+def _from_hint(path: str, reason: str, hint: float | None, key: str, width: float, trained: float | None) -> ModelSize:
     if hint is None:
         return ModelSize(path, f"{reason}; set {key} to plan with", bytes_per_weight=width)
-    return ModelSize(path, key, hint, None if in_part else hint, width)
+    return ModelSize(path, key, hint, trained, width)
 
 
 def _count(module: PreTrainedModel) -> int:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from gkd_rl.config.run import Config, RewardConfig
 from gkd_rl.errors import UserError
 from gkd_rl.models.tokenizers import completion_tokens, prompt_tokens
-from gkd_rl.tasks.base import Task, cut_column, metric_names
+from gkd_rl.tasks.base import Task, cut_column, metric_names, training_example
 from gkd_rl.types import Example, Message
 
 
@@ -53,7 +53,7 @@ class FittedTask:
         return self.task.train_size if self.places is None else len(self.places)
 
     def train_example(self, index: int) -> Example:
-        example = self._cut(self.task.train_example(index if self.places is None else self.places[index]))
+        example = self._cut(training_example(self.task, index if self.places is None else self.places[index]))
         return replace(example, key=index)
 
     def held_out(self, count: int) -> list[Example]:
@@ -85,7 +85,7 @@ class FittedTask:
         kept: list[int] = []
         seen = 0
         while seen < size and len(kept) < wanted:
-            kept += [seen] if self._fits(self.task.train_example(seen)) else []
+            kept += [seen] if self._fits(training_example(self.task, seen)) else []
             seen += 1
         self._say_left_out(seen - len(kept), seen, "training")
         return kept

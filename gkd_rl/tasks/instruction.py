@@ -26,6 +26,7 @@ class InstructionTask(RowTask):
         train, test: files below ``data_dir``, or data sets of the hub. ``test: ifeval/input_data.jsonl`` evaluates on IFEval.
         prompt, completion: fields of rows of the first form.
         end: text that closes completions in the files and is no part of them, as in those of T0's mix.
+        language: whether the default reward of IFEval's rows checks languages too, which needs ``langdetect``.
         template: the plain prompt, with ``{text}``.
     """
 
@@ -40,11 +41,13 @@ class InstructionTask(RowTask):
         prompt: str = "prompt",
         completion: str = "completion",
         end: str = "<|endoftext|>",
+        language: bool = True,
         template: str = "{text}\n",
     ) -> None:
         self.template = check_template(template, ("text",))
         super().__init__(open_rows(train, "train", data_dir), open_rows(test, "test", data_dir))
         self.prompt, self.completion, self.prompt_format, self.end = prompt, completion, prompt_format, end
+        self.language = language
         self.checked = "instruction_id_list" in self.test[0].fields
         if self.checked:
             self.metrics = ("self_bleu", "distinct")
@@ -52,7 +55,7 @@ class InstructionTask(RowTask):
     def default_rewards(self) -> list[RewardConfig]:
         """ROUGE-L to the reference; where held-out rows are IFEval's, first of all whether its instructions are followed."""
         overlap = RewardConfig(path="reward_models.TextMetric", name="rougeL", options={"metric": "rougeL"})
-        followed = RewardConfig(path="reward_models.InstructionChecks", name="followed")
+        followed = RewardConfig(path="reward_models.InstructionChecks", name="followed", options={"language": self.language})
         return [followed, overlap] if self.checked else [overlap]
 
     def example(self, row: Row, key: int) -> Example:

@@ -137,9 +137,9 @@ def test_the_plans_options_need_the_plan(refused, small: Path) -> None:
 P, T, N = 1000.0, 100.0, 4
 MEMORY = {  # weights, gradients, optimiser of P weights, T trained, on N ranks
     ("float32", 0): (4 * P, 4 * T, 8 * T),
-    ("float32", 1): (4 * P, 4 * T, 8 * T / N),
-    ("float32", 2): (4 * P, 4 * T / N, 8 * T / N),
-    ("float32", 3): (4 * P / N, 4 * T / N, 8 * T / N),
+    ("float32", 1): (4 * P, 4 * T, 12 * T / N),
+    ("float32", 2): (4 * P, 4 * T / N, 12 * T / N),
+    ("float32", 3): (4 * P / N, 4 * T / N, 12 * T / N),
     ("bfloat16", 0): (2 * P, 6 * T, 12 * T / N),
     ("bfloat16", 1): (2 * P, 6 * T, 12 * T / N),
     ("bfloat16", 2): (2 * P, 4 * T / N, 12 * T / N),
@@ -173,7 +173,7 @@ def test_settings_that_save_memory_save_it_in_the_plan() -> None:
     assert plain["cache of keys and values"] == 20 * (384 + 64) * 10
     assert plain["teacher's scores in the buffer"] == 20 * 64 * 16 * 4
     config = configured(stage=3)
-    config.engine.offload_optimizer = config.engine.offload_parameters = True
+    config.engine.offload_optimizer = config.engine.offload_parameters = "cpu"
     config.optimizer.kind, config.rollout.buffer_device, config.rollout.sampling_rows = "adamw", "cpu", 5
     saved = parts(config)
     assert saved["weights"] == saved["optimiser"] == saved["teacher's scores in the buffer"] == 0
@@ -181,6 +181,9 @@ def test_settings_that_save_memory_save_it_in_the_plan() -> None:
     config = configured()
     config.optimizer.kind, config.teacher.kind, config.teacher.path, config.student.lora.rank = "adafactor", "base", None, 2
     assert parts(config)["optimiser"] == parts(config)["teacher"] == 0
+    config = configured()
+    config.teacher.shard = True
+    assert rank_memory(config, size, teachers, 4, rows=20)["teacher"] == 10 * P
     config = configured()
     config.rollout.overlap, config.objective.surrogate.reference_kl_weight, config.teacher.top_k = True, 0.1, 5
     assert parts(config)["copies of the student"] == 2 * 4 * P

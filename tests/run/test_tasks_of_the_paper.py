@@ -78,15 +78,12 @@ def test_a_task_trains_and_is_evaluated(cli, config, tmp_path: Path, task: str, 
 
 
 def test_instructions_are_judged_by_their_checks(cli, config, tmp_path: Path) -> None:
-    rewards = (
-        "rewards=[{path: reward_models.InstructionChecks, name: followed, options: {language: false}}, {path: reward_models.TextMetric}]"
-    )
-    path = config("instruction", "t5", test="ifeval/input_data.jsonl")
-    outcome = cli("train", path, rewards, "max_steps=1", "evaluation.examples=3", "rollout.on_policy_share=0.9")
+    path = config("instruction", "t5", test="ifeval/input_data.jsonl", language=False)
+    outcome = cli("train", path, "max_steps=1", "evaluation.examples=3", "rollout.on_policy_share=0.9")
     assert outcome.status == 0, outcome.err
     rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
     sampled = [row["rewards"] for row in rows if row["on_policy"]]
-    assert sampled and all(row["followed"] is None and row["TextMetric"] is not None for row in sampled), "training rows have references"
+    assert sampled and all(row["followed"] is None and row["rougeL"] is not None for row in sampled), "training rows have references"
 
 
 def test_what_was_left_out_or_cut_is_said(cli, config) -> None:
