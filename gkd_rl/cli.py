@@ -156,6 +156,7 @@ _SFT = """
 _ABLATE = """
   ablation.grid={objective.alpha: [0, 0.5, 1]}          key → values; every combination is run
   ablation.seeds=[0,1,2]                                with each seed
+  ablation.parallel=4                                   runs at once; the exit status is 1 where one failed
 """
 
 
@@ -275,7 +276,6 @@ def _close(run_dir: str, summary: dict) -> int:
 
 def _ablate(parsed: argparse.Namespace) -> int:
     config = _load(parsed)
-    from gkd_rl.ablation import ablate
+    from gkd_rl.ablation.command import ablate
 
-    ablate(config, parsed.config, parsed.overrides)
-    return 0
+    return int(ablate(config, parsed.config, parsed.overrides)[1] > 0)

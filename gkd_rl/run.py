@@ -212,6 +212,7 @@ def finish(run: Run, summary: dict[str, Any], started: float) -> dict[str, Any]:
         "after": _row(after),
     }
     if run.folder is not None:
+        run.folder.write("evaluation-after.jsonl", "".join(json.dumps(row) + "\n" for row in after.judged))
         run.folder.write("summary.json", json.dumps(whole, indent=2))
     run.processes.close()
     return whole

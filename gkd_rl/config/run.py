@@ -323,9 +323,12 @@ class AblationConfig:
     """A grid of overrides, each run with each seed."""
 
     grid: dict[str, Any] = field(default_factory=dict)
-    """Configuration key → list of values; the product of all is run."""
+    """Configuration key → list of values, or a range: ``{log: [0.01, 1], points: 5}``, ``{linear: [0, 1], points: 5}``; the product of all
+    is run."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds; every point of the grid runs with each."""
+    parallel: int = 1
+    """Runs at once on this machine, which share out its CPU threads where ``engine.threads`` is 0."""
 
 
 @dataclass

@@ -52,6 +52,7 @@ _AT_LEAST = {
     "checkpoint.every": 0,
     "checkpoint.keep": 1,
     "task.max_prompt_tokens": 1,
+    "ablation.parallel": 1,
     "sft.examples": 1,
     "sft.batch_size": 1,
 }

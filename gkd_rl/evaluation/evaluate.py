@@ -61,15 +61,17 @@ class Evaluation:
     """k → pass@k, where more than one sample per example was asked for"""
     metrics: dict[str, float] = field(default_factory=dict)
     """corpus metrics of all answers"""
+    judged: Sequence[dict[str, Any]] = ()
+    """of each example: its key, and whether the greedy answer was right"""
 
     def score(self, name: str) -> float:
         """The figure by which models are compared: ``accuracy``, ``reward``, or one of ``metrics``; NaN where no answer has it."""
         return {"accuracy": self.accuracy, "reward": self.reward, **self.metrics}.get(name, math.nan)
 
     def as_row(self) -> dict[str, Any]:
-        """Everything but the times, which differ from run to run."""
+        """Everything but the times, which differ from run to run, and single examples."""
         row = asdict(self)
-        del row["seconds"]
+        del row["seconds"], row["judged"]
         return row
 
 
@@ -117,6 +119,7 @@ class Evaluator:
                 **{f"pass@{k}": sum(pass_at_k(samples, int(c), k) for c in right_samples) for k in _powers(samples)},
             }
         )
+        judged = [{"example": example.key, "right": bool(value)} for example, value in zip(mine, right.tolist(), strict=True)]
         values = self._metrics(greedy, sampled, max(1, samples))
         figures = self._divergence(model, teacher, sampled) if teacher is not None else {}
         low, high = wilson_interval(int(totals["right"]), len(examples))
@@ -134,6 +137,7 @@ class Evaluator:
             seconds=seconds,
             pass_at={str(k): totals[f"pass@{k}"] / len(examples) for k in _powers(samples)},
             metrics=values,
+            judged=[row for part in self.processes.gather(judged) for row in part],
         )
 
     def _samples(self, sampler: Sampler, examples: Sequence[Example], count: int) -> tuple[Rollouts, Rollouts]:

@@ -11,9 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 from workbench import Outcome, check_folder
 
-GRID = ["max_steps=2", "ablation.grid={objective.alpha: [0, 1]}", "ablation.seeds=[0, 1]", "evaluation.teacher=false"]
+from gkd_rl.ablation.comparison import read_judged
+from gkd_rl.config.load import load_config
+
+GRID = [
+    "max_steps=2",
+    "ablation.parallel=2",
+    "ablation.grid={objective.alpha: [0, 1]}",
+    "ablation.seeds=[0, 1]",
+    "evaluation.teacher=false",
+]
 NAMES = ["alpha-0_seed-0", "alpha-0_seed-1", "alpha-1_seed-0", "alpha-1_seed-1"]
 
 
@@ -44,8 +54,34 @@ def test_every_point_of_the_grid_is_a_row_and_a_whole_run(ablated: tuple[Path, O
 
 
 def test_the_table_has_a_line_for_each_setting(ablated: tuple[Path, Outcome]) -> None:
-    lines = [line for line in ablated[1].out.splitlines() if "alpha=" in line]
+    lines = [line for line in ablated[1].out.splitlines() if "│ alpha=" in line]
     assert len(lines) == 2 and all("±" in line for line in lines)
+    assert sum("the best" in line for line in lines) == 1 and any(" * " in line for line in lines)
+
+
+def test_every_run_says_a_line_when_it_ends(ablated: tuple[Path, Outcome]) -> None:
+    lines = [line for line in ablated[1].out.splitlines() if "  seed=" in line]
+    assert len(lines) == 4 and all(" s  accuracy " in line for line in lines)
+
+
+def test_single_answers_are_kept_and_add_up_to_the_accuracy(ablated: tuple[Path, Outcome]) -> None:
+    for row in _rows(ablated[0]):
+        judged = read_judged(Path(row["run_dir"]))
+        assert len(judged) == 4 and sum(judged.values()) / 4 == float(row["accuracy"])
+
+
+def test_the_parquet_file_holds_the_same_rows(ablated: tuple[Path, Outcome]) -> None:
+    table = parquet.read_table(ablated[0] / "results.parquet").to_pylist()
+    assert [{name: str(value) for name, value in row.items()} for row in table] == _rows(ablated[0])
+
+
+def test_the_best_setting_is_a_configuration_of_its_own(ablated: tuple[Path, Outcome]) -> None:
+    folder, outcome = ablated
+    best = load_config(folder / "best.yaml")
+    accuracy = {alpha: sum(float(r["accuracy"]) for r in _rows(folder) if float(r["objective.alpha"]) == alpha) for alpha in (0, 1)}
+    assert best.objective.alpha == max(accuracy, key=lambda alpha: accuracy[alpha]) and best.max_steps == 2
+    assert best.run_dir == str(folder / "best") and best.ablation.grid == {}
+    assert f"gkd-rl train {folder / 'best.yaml'}" in outcome.out.replace("\n", "")
 
 
 def test_all_runs_start_from_one_student(ablated: tuple[Path, Outcome]) -> None:
@@ -61,7 +97,7 @@ def test_finished_runs_are_not_repeated_and_a_failure_is_reported_beside_them(ab
     with (broken / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         outcome = cli("ablate", small, f"run_dir={folder}", *GRID)
-    assert outcome.status == 0
+    assert outcome.status == 1
     assert f"failed     alpha=1 seed=1: gkd-rl: run_dir {broken} is in use by another run" in outcome.out
     assert [Path(row["run_dir"]).name for row in _rows(folder)] == NAMES[:3]
     assert {name: (folder / name / "summary.json").stat().st_mtime_ns for name in NAMES[:3]} == written
@@ -82,7 +118,7 @@ def test_a_grid_that_names_a_run_twice_is_refused(refused, small: Path, tmp_path
 
 
 def test_a_terminated_sweep_leaves_no_run_behind(start: Callable, small: Path, tmp_path: Path) -> None:
-    process = start("ablate", small, f"run_dir={tmp_path / 'sweep'}", *GRID, "max_steps=1000")
+    process = start("ablate", small, f"run_dir={tmp_path / 'sweep'}", *GRID, "max_steps=1000", "ablation.parallel=1")
     metrics = tmp_path / "sweep" / NAMES[0] / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.stat().st_size):

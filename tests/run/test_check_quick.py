@@ -296,3 +296,5 @@ def test_several_processes_are_refused(small: Path, monkeypatch) -> None:
 def test_memory_is_that_of_one_of_the_ranks(quick) -> None:
     one, four = (quick("engine.zero_stage=3", "--ranks", str(ranks))["memory"]["detail"] for ranks in (1, 4))
     assert "for each of 4 ranks" in four and "for each" not in one
+    room = [float(said.split("; ")[1].split()[0]) for said in (one, four)]
+    assert room[0] / room[1] == pytest.approx(4, rel=0.3)

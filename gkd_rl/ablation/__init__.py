@@ -1,0 +1,1 @@
+"""``gkd-rl ablate``: a grid of settings with several seeds, and what came of them."""
