@@ -27,6 +27,7 @@ from gkd_rl.rollout.ahead import Ahead
 from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.rollout.sampler import InProcessSampler
 from gkd_rl.run_folder import RunFolder
+from gkd_rl.scoring import reward_usage
 from gkd_rl.watch import Watch
 
 
@@ -211,6 +212,8 @@ def finish(run: Run, summary: dict[str, Any], started: float) -> dict[str, Any]:
         **summary,
         "after": _row(after),
     }
+    if asked := reward_usage(parts.rewards, run.processes):
+        whole["judges"] = asked
     if run.folder is not None:
         run.folder.write("evaluation-after.jsonl", "".join(json.dumps(row) + "\n" for row in after.judged))
         run.folder.write("summary.json", json.dumps(whole, indent=2))

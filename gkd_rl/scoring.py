@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from gkd_rl.types import Rollouts
 from reward_models.cached import Cached
 from reward_models.combine import LinearWeight, Requirement, WeightedSum
 from reward_models.errors import RewardValueError
+from reward_models.llm_judge import LLMJudge
 from reward_models.loading import Reward, load_reward
 from reward_models.time_limit import TimeLimit
 from reward_models.wrappers import Retried, Threaded
@@ -115,6 +117,18 @@ def global_advantages(rewards: Tensor, group: Tensor, config: AdvantageConfig, p
     everything = advantages(torch.cat([r for r, _ in parts]), torch.cat([g for _, g in parts]), config)
     start = sum(len(r) for r, _ in parts[: processes.rank])
     return everything[start : start + len(rewards)].to(rewards.device)
+
+
+def reward_usage(rewards: WeightedSum, processes: Processes) -> dict[str, dict[str, float]]:
+    """What rewards that keep account asked of others, by name, over all ranks: requests, tokens and cost (``reward_models.LLMJudge``)."""
+    found: dict[str, dict[str, float]] = {}
+    for name, reward, _ in rewards.rewards:
+        inner: Any = reward
+        while hasattr(inner, "reward"):  # what is put round it: time limits, retries, threads, caches
+            inner = inner.reward
+        if isinstance(inner, LLMJudge):
+            found[name] = processes.sum({key: float(value) for key, value in {**asdict(inner.usage), "cost": inner.cost}.items()})
+    return found
 
 
 def _optional(values: Tensor) -> list[float | None]:

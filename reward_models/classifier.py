@@ -1,6 +1,7 @@
 """A sequence-classification checkpoint with its own tokenizer: loaded with care, and asked in batches of like length."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Classifier:
         label: index or name of the label whose probability counts; needed where there are several, refused where there is one.
         truncation_side: the side at which the tokenizer cuts, where it is asked to.
         trust_pickle: load `.bin` weights, which can run code while they load.
+        offload: the weights wait in CPU memory, and are on the device only while they are asked.
 
     Raises:
         InputError: the checkpoint is missing, has no trained classification head or only pickled weights, or an option does
@@ -45,13 +47,17 @@ class Classifier:
         label: int | str | None,
         truncation_side: str,
         trust_pickle: bool,
+        offload: bool = False,
     ) -> None:
         _check_options(batch_size, max_length, dtype)
         path = _existing(model)
         self.name = Path(path).name
         self.batch_size = batch_size
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = _load_model(path, _DTYPES[dtype], trust_pickle).to(self.device).eval()
+        if offload and self.device.type == "cpu":
+            raise InputError("offload is for a model on a GPU, and this one runs on the CPU; leave offload out, or give a device")
+        self.home = torch.device("cpu") if offload else self.device
+        self.model = _load_model(path, _DTYPES[dtype], trust_pickle).to(self.home).eval()
         self.tokenizer = _load_tokenizer(path, truncation_side)
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.label = _label_index(path, self.model.config, label)
@@ -62,11 +68,24 @@ class Classifier:
         """Return the value of a head of one output for each row, or the probability of `label` (softmax; sigmoid if multi-label)."""
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
         scores = [0.0] * len(rows)
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            for i, score in zip(batch, self._batch([rows[i] for i in batch]), strict=True):
-                scores[i] = score
+        with self._at_work():
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                for i, score in zip(batch, self._batch([rows[i] for i in batch]), strict=True):
+                    scores[i] = score
         return scores
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Within it the model is on its device."""
+        if self.home == self.device:
+            yield
+            return
+        self.model.to(self.device)
+        try:
+            yield
+        finally:
+            self.model.to(self.home)
 
     @torch.inference_mode()
     def _batch(self, rows: list[Row]) -> list[float]:

@@ -49,8 +49,7 @@ class WeightedSum:
     Args:
         rewards: `(name, callable, weight)` for each reward; names are unique, weights finite or a `LinearWeight`, of which the end counts
             unless `at` says where on it one is.
-        requires: name → what has to hold before that reward is asked. Where the required reward is lower, the other one adds 0 and is
-            not asked (its component is None); where the required one does not apply, neither does the other.
+        requires: name → what has to hold before that reward is asked. Elsewhere its component is None, and it adds nothing.
         normalize: name → over which rows its values are brought to mean 0 and deviation 1 in `normalised`: `group` or `batch`.
 
     Raises:
@@ -94,46 +93,37 @@ class WeightedSum:
         """Return totals and components of a batch; errors as of `ask`."""
         components: dict[str, list[float | None]] = {}
         for name, reward, _ in sorted(self.rewards, key=lambda one: len(_chain(one[0], self.requires))):
-            states = self._states(name, components, len(completions))
-            rows = [row for row, state in enumerate(states) if state == "open"]
+            rows = self._asked(name, components, len(completions))
             values: list[float | None] = [None] * len(completions)
             if rows or not completions:
                 for row, value in zip(rows, ask(name, reward, prompts, completions, columns, rows), strict=True):
                     values[row] = value
             components[name] = values
         listed = {name: components[name] for name, _, _ in self.rewards}
-        return RewardTotals(self._sums(listed, listed, len(completions)), listed)
+        return RewardTotals(self._sums(listed, len(completions)), listed)
 
     def normalised(self, components: Mapping[str, Sequence[float | None]], groups: Sequence[int]) -> list[float | None]:
         """Return totals of components that `score` gave, each one that `normalize` names as (r − mean) / (std + 1e-4), std with n−1.
 
-        Means and deviations are of its values in the row's group, or in all rows. A reward that adds 0 because of a requirement adds
-        0 here too. (For groups: GDPO, arXiv 2601.05242.)
+        Means and deviations are of its values in the row's group, or in all rows. (For groups: GDPO, arXiv 2601.05242.)
         """
         scaled: dict[str, Sequence[float | None]] = {}
         for name, values in components.items():
             scope = self.normalize.get(name, "none")
             scaled[name] = values if scope == "none" else _standard(values, groups if scope == "group" else [0] * len(values))
-        return self._sums(scaled, components, len(groups))
+        return self._sums(scaled, len(groups))
 
-    def _sums(
-        self, values: Mapping[str, Sequence[float | None]], components: Mapping[str, Sequence[float | None]], rows: int
-    ) -> list[float | None]:
-        weights, found = self.weights, [list[float]() for _ in range(rows)]
-        for name, _, _ in self.rewards:
-            for row, (state, value) in enumerate(zip(self._states(name, components, rows), values[name], strict=True)):
-                if value is not None:
-                    found[row].append(weights[name] * value)
-                elif state == "closed":
-                    found[row].append(0.0)
+    def _sums(self, values: Mapping[str, Sequence[float | None]], rows: int) -> list[float | None]:
+        weights = self.weights
+        found = [[weight * value for name, weight in weights.items() if (value := values[name][row]) is not None] for row in range(rows)]
         return [math.fsum(of_row) if of_row else None for of_row in found]
 
-    def _states(self, name: str, components: Mapping[str, Sequence[float | None]], rows: int) -> list[str]:
-        """Of each row, whether the reward is asked (`open`), adds 0 (`closed`), or does not apply because what it requires does not."""
+    def _asked(self, name: str, components: Mapping[str, Sequence[float | None]], rows: int) -> list[int]:
+        """The rows of which the reward is asked."""
         need = self.requires.get(name)
         if need is None:
-            return ["open"] * rows
-        return ["unknown" if value is None else "open" if value >= need.at_least else "closed" for value in components[need.reward]]
+            return list(range(rows))
+        return [row for row, value in enumerate(components[need.reward]) if value is not None and value >= need.at_least]
 
 
 def _standard(values: Sequence[float | None], groups: Sequence[int]) -> list[float | None]:

@@ -25,7 +25,7 @@ class EntailmentReward:
         label: index or name (case does not count) of the label whose probability counts.
         overlap: tokens that consecutive windows share.
         truncate: `right` cuts hypotheses to half of `max_length`; without it longer ones are an error.
-        batch_size, max_length, device, dtype, trust_pickle: as of `SequenceClassificationReward`.
+        batch_size, max_length, device, dtype, trust_pickle, offload: as of `SequenceClassificationReward`.
 
     Raises:
         InputError: the checkpoint cannot serve (see `Classifier`), has no label of that name, or an option is out of range.
@@ -45,6 +45,7 @@ class EntailmentReward:
         device: str | None = None,
         dtype: str = "float32",
         trust_pickle: bool = False,
+        offload: bool = False,
     ) -> None:
         if per_sentence not in (None, "min", "mean"):
             raise InputError(f"per_sentence is '{per_sentence}'; choose min or mean, or leave it out")
@@ -60,6 +61,7 @@ class EntailmentReward:
             label=label,
             truncation_side="right",
             trust_pickle=trust_pickle,
+            offload=offload,
         )
         self.__name__ = "entailment"  # trainers log a reward under this name
         self.longest_hypothesis = self.classifier.max_length // 2

@@ -26,6 +26,7 @@ class SequenceClassificationReward:
         label: index or name of the rewarded label; needed where there are several, refused where there is one.
         truncate: the side to cut inputs that are too long; without it they are an error.
         trust_pickle: load `.bin` weights, which can run code while they load.
+        offload: the weights wait in CPU memory, and are on the GPU only while they are asked.
 
     Raises:
         InputError: the checkpoint is missing, has no trained classification head or only pickled weights, or an option does
@@ -44,6 +45,7 @@ class SequenceClassificationReward:
         label: int | str | None = None,
         truncate: Literal["left", "right"] | None = None,
         trust_pickle: bool = False,
+        offload: bool = False,
     ) -> None:
         if truncate not in (None, "left", "right"):
             raise InputError(f"truncate is '{truncate}'; choose left or right, or leave it out")
@@ -57,6 +59,7 @@ class SequenceClassificationReward:
             label=label,
             truncation_side=truncate or "right",
             trust_pickle=trust_pickle,
+            offload=offload,
         )
         self.__name__ = self.classifier.name  # trainers log a reward under this name
 

@@ -19,7 +19,8 @@ from typing import Any, get_args, get_origin
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from gkd_rl.config.run import Config, RewardConfig, TeacherConfig  # noqa: E402
+from gkd_rl.config.reward_model import RewardModelConfig  # noqa: E402
+from gkd_rl.config.run import Config, RequirementConfig, RewardConfig, TeacherConfig  # noqa: E402
 
 HEAD = """# Configuration
 
@@ -35,6 +36,9 @@ def reference() -> str:
     parts = [_section("", Config)]
     parts += [_section(name, cls) for name, cls in _sections(Config, "")]
     parts += [_section(f"{name}.NAME" if name == "teachers" else f"{name}[i]", cls) for name, cls in lists.items()]
+    parts += [_section("rewards[i].requires", RequirementConfig), "# Configuration of `gkd-rl reward-model`\n"]
+    parts += [_section("", RewardModelConfig)]
+    parts += [_section(name, cls) for name, cls in _sections(RewardModelConfig, "")]
     return HEAD + "\n".join(parts)
 
 

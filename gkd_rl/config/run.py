@@ -106,7 +106,7 @@ class RequirementConfig:
     reward: str = ""
     """Name of the other reward."""
     at_least: float = 1.0
-    """What it has to give; where it gives less, this reward adds 0 and is not asked."""
+    """What it has to give; where it gives less, this reward is not asked and adds nothing."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ from gkd_rl.console import Terminal
 from gkd_rl.models.language_model import DTYPES
 from gkd_rl.plan.memory import total
 from gkd_rl.plan.plan import Plan, plan
+from gkd_rl.processes import quiet_libraries
 
 _LARGEST = 8192
 _LONG_ENOUGH = 0.05
@@ -22,6 +23,7 @@ _LONG_ENOUGH = 0.05
 def dry_run(config: Config, as_json: bool, ranks: int | None, flops_per_second: float | None) -> Plan:
     """Plan ``config`` and print it. ``ranks``: by default as many as were launched; ``flops_per_second``: by default measured here."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    quiet_libraries()
     ranks = ranks if ranks is not None else int(os.environ.get("WORLD_SIZE", "1"))
     name = torch.cuda.get_device_name() if device.type == "cuda" else "this CPU"
     rate = f"a matrix product in {config.student.dtype} on {name}" if flops_per_second is None else "--flops-per-second"

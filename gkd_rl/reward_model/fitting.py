@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.utils import logging as transformers_logging
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
@@ -27,6 +28,7 @@ class Scorer:
     """The model with its tokenizer; texts become tokens as in ``reward_models.SequenceClassificationReward``."""
 
     def __init__(self, config: RewardModelConfig, train: Sequence[Pair]) -> None:
+        transformers_logging.disable_progress_bar()
         self.template, self.config = RowTemplate(config.preferences.template), config
         answers = [answer for pair in train for answer in (pair.chosen, pair.rejected)]
         texts = {self.template.text(0, answer.prompt, answer.completion, {}) for answer in answers}

@@ -145,6 +145,7 @@ def test_the_rubric_of_the_package_asks_for_what_is_read(server: JudgeServer):
         ({"low": 5, "high": 5}, "low is 5 and high is 5; low must be below high"),
         ({"concurrency": 0}, "concurrency is 0"),
         ({"retries": -1}, "retries is -1"),
+        ({"retry_seconds": -1}, "retry_seconds is -1"),
         ({"timeout": 0}, "timeout is 0"),
         ({"unreadable": "zero"}, "unreadable is 'zero'; choose error or none"),
         ({"rubric": "{prompt"}, "template '{prompt' cannot be read"),

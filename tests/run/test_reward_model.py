@@ -20,6 +20,7 @@ from gkd_rl.reward_model.pairs import read_pairs
 from gkd_rl.reward_model.tables import read_table
 from reward_models import SequenceClassificationReward
 
+DATA = os.environ.get("GKD_RL_DATA")  # before a fixture takes it away
 NOUNS = ["cat", "dog", "tree", "house", "road", "lamp", "book", "sea"]
 SMALL = "model.config={hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32, classifier_pooling: mean}"
 
@@ -197,10 +198,10 @@ def test_what_cannot_work_is_refused_and_leaves_no_folder(refused, tmp_path: Pat
 
 @pytest.mark.slow
 def test_human_judgements_of_translations_are_ranked_better_than_by_chance(cli, tmp_path: Path) -> None:
-    data, configs = os.environ.get("GKD_RL_DATA"), Path(__file__).resolve().parents[2] / "configs"
-    if data is None or not (Path(data) / "mlqe_pe_ende").is_dir():
+    configs = Path(__file__).resolve().parents[2] / "configs"
+    if DATA is None or not (Path(DATA) / "mlqe_pe_ende").is_dir():
         pytest.skip("GKD_RL_DATA names no folder with mlqe_pe_ende")
-    done = cli("reward-model", configs / "reward_model_mlqe.yaml", f"data_dir={data}", f"run_dir={tmp_path / 'rm'}")
+    done = cli("reward-model", configs / "reward_model_mlqe.yaml", f"data_dir={DATA}", f"run_dir={tmp_path / 'rm'}")
     assert done.status == 0, done.err
     report = json.loads((tmp_path / "rm" / "report.json").read_text())
     assert report["accuracy"]["low"] > 0.5 and report["accuracy"]["count"] > 300

