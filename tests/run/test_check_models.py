@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from workbench import Models, Outcome
 
 from gkd_rl.models.language_model import load_language_model
 from gkd_rl.rollout import sampler
+from gkd_rl.teacher.local import LocalTeacher
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP = ["objective.divergence.estimator=top_k", "objective.divergence.top_k=8"]
@@ -156,3 +158,15 @@ def test_the_students_weights_are_the_same_after_it(tmp_path: Path, arithmetic: 
     assert finite_steps(trial).status == "pass"
     assert all(torch.equal(value, before[name]) for name, value in trial.student.module.state_dict().items())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_read_off_by_one_position_is_found(checked, monkeypatch) -> None:
+    score = LocalTeacher.score
+
+    def shifted(self, rollouts):
+        scores = score(self, rollouts)
+        return replace(scores, hidden=scores.hidden.roll(1, dims=1))
+
+    monkeypatch.setattr(LocalTeacher, "score", shifted)
+    lines = checked()
+    assert not_passed(lines) == {"student as its own teacher": "fail"}
