@@ -93,7 +93,10 @@ def disk_space(trial: Trial) -> Finding:
     present = _size(Path(config.run_dir) / "checkpoints") if config.resume == "auto" else 0
     needed = (kept + 1) * one + model.parameters * model.bytes_per_weight - present
     place = nearest_folder(Path(config.run_dir))
-    free = shutil.disk_usage(place).free
+    disk = shutil.disk_usage(place)
+    if disk.total == 0:
+        return Finding("skip", f"{place} is on no disk")
+    free = disk.free
     detail = f"{gib(max(needed, 0))} for {kept} + 1 checkpoints of {gib(one)} and the model; {gib(free)} free at {place}"
     return _room(detail, needed, free, "free some, choose another run_dir, or lower checkpoint.keep")
 
