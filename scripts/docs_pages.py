@@ -99,7 +99,7 @@ def start_page() -> str:
 
 def on_files(files: Any, config: Any) -> Any:
     """MkDocs' hook: adds both pages."""
-    from mkdocs.structure.files import File
+    from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
 
     for name, content in (("index.md", start_page()), ("configuration.md", reference())):
         files.append(File.generated(config, name, content=content))
