@@ -27,12 +27,15 @@ def chunks(rows: Iterable[Row], reading: Reading, size: int = CHUNK) -> Iterator
     rows = iter(rows)
     while part := list(islice(rows, size)):
         readings = [reading(row) for row in part]
-        yield {
-            "rows": len(part),
-            "index": packed(_index(part, readings)),
-            "texts": packed(_texts(part, readings)),
-            "tokens": packed(_tokens(part)),
-        }, part
+        yield (
+            {
+                "rows": len(part),
+                "index": packed(_index(part, readings)),
+                "texts": packed(_texts(part, readings)),
+                "tokens": packed(_tokens(part)),
+            },
+            part,
+        )
 
 
 def packed(value: Any) -> str:
