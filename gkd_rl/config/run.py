@@ -315,7 +315,7 @@ class Config:
     log_rollouts_every: int = 1
     """Rollouts of every so many steps are written to the run's folder; 0: none."""
     log_top_choices: int = 3
-    """With each of their tokens, the so many likeliest ones of student and teacher, or fewer that hold 0.999 of the probability; 0: none."""
+    """With each token, the so many likeliest ones of student and teacher, fewer where these hold 0.999 of the probability; 0: none."""
     student: StudentConfig = field(default_factory=StudentConfig)
     """The model that is trained."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

@@ -22,7 +22,7 @@ Reading = Callable[[Row], dict[str, Any] | None]
 def chunks(rows: Iterable[Row], reading: Reading, size: int = CHUNK) -> Iterator[tuple[dict[str, Any], list[Row]]]:
     """``(chunk, its rows)``: ``{rows, index, texts, tokens}``, of which the last three are JSON in gzip in base64.
 
-    ``index`` holds the columns by which rows are listed, filtered and sorted, ``texts`` what was said, ``tokens`` the figures of each token.
+    ``index`` holds the columns by which rows are listed, filtered and sorted, ``texts`` what was said, ``tokens`` each token's figures.
     """
     rows = iter(rows)
     while part := list(islice(rows, size)):

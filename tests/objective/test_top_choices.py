@@ -36,7 +36,8 @@ def test_a_mixture_of_teachers_shows_the_mixture():
     head = Head(torch.eye(3))
     batch = replace(
         logits_batch(torch.zeros(1, 3), torch.tensor([0])),
-        teacher_hidden=None, teacher_head=None, teacher_weights=torch.tensor([[0.25, 0.75]]), teacher_parts=tuple((part, head) for part in logits),
+        teacher_hidden=None, teacher_head=None,
+        teacher_weights=torch.tensor([[0.25, 0.75]]), teacher_parts=tuple((part, head) for part in logits),
     )  # fmt: skip
     theirs = top_choices(batch, 3)[1]
     assert theirs is not None

@@ -262,6 +262,21 @@ def test_a_run_without_steps_or_rollouts_is_a_page_too(opened, tmp_path: Path):
     expect(page.locator("#browser")).to_be_hidden()
 
 
+def test_a_live_page_draws_curves_once_there_are_any(opened, tmp_path: Path):
+    folder = write_run(tmp_path / "run", steps=0, finished=False)
+    with LiveServer([RunReader(folder)], 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = opened(f"http://127.0.0.1:{server.server_port}/")
+        expect(page.locator("#charts")).to_contain_text("No step has been logged yet")
+        write_rows(folder / "metrics.jsonl", [metrics_row(step) for step in range(1, 9)])
+        expect(page.locator("[data-chart='Loss']")).to_have_count(1, timeout=15_000)
+        page.locator("[data-chart='Loss']").scroll_into_view_if_needed()
+        expect(page.locator("[data-chart='Loss'] .js-line")).not_to_have_count(0)
+        page.locator("#evaluation-chart").scroll_into_view_if_needed()
+        expect(page.locator("#evaluation-chart .js-line")).not_to_have_count(0)
+        server.shutdown()
+
+
 def test_a_live_page_follows_its_run(opened, tmp_path: Path):
     folder = write_run(tmp_path / "run", steps=10, finished=False)
     with LiveServer([RunReader(folder)], 0) as server:

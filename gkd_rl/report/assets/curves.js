@@ -23,7 +23,7 @@ const CHARTS = [
 const NO_COMPONENTS = ["reward_loss", "reward_weight", "reward_grad_norm"];
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 const drawn = new Map();
-let smoothing = 0, bands = true;
+let smoothing = 0, bands = true, seen = null, titles = "";
 
 function startCurves() {
   smoothing = runs.some((run) => run.metrics.step.length > 20) ? 0.8 : 0;
@@ -35,14 +35,28 @@ function startCurves() {
   $("bands").addEventListener("change", redraw);
   $("smoothing-value").textContent = smoothing.toFixed(2);
   themeListeners.push(drawAgain);
-  const seen = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => { seen.unobserve(entry.target); place(entry.target); }), { rootMargin: "300px" });
-  showCharts(seen);
+  seen = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => { seen.unobserve(entry.target); place(entry.target); }), { rootMargin: "300px" });
+  showCharts();
   watchPlot(seen, $("evaluation-chart"), accuracyChart);
   watchPlot(seen, $("phases-chart"), phasesChart);
 }
 
+/** Draws what there is to draw, new charts among it. */
+function refreshCharts() {
+  showCharts();
+  for (const [element, make] of waiting) if (element.hidden) element.hidden = make() === null;
+  drawAgain();
+}
+
 const waiting = new Map();
-function watchPlot(seen, element, make) { waiting.set(element, make); seen.observe(element); }
+/** The place of a plot has its height before it is drawn: what comes below does not move while someone reads it. */
+function watchPlot(seen, element, make) {
+  const made = make();
+  element.hidden = made === null;
+  element.style.minHeight = made?.layout.height ? `${made.layout.height + 18}px` : "";
+  waiting.set(element, make);
+  seen.observe(element);
+}
 function place(element) { const make = waiting.get(element); drawn.set(element, make); draw(element, make); }
 
 function draw(element, make) {
@@ -61,15 +75,22 @@ function look() {
     showlegend: false, legend: { orientation: "h", y: -0.22, x: 0 }, dragmode: "zoom" };
 }
 
-function showCharts(seen) {
-  const charts = CHARTS.map(([title, names, about, scale]) => {
-    const found = [...new Set(names.flatMap((name) => (name.endsWith("*") ? components(name.slice(0, -1)) : [name])))].filter((name) => runs.some((run) => (series(run, name) ?? []).some((value) => value)));
-    if (!found.length) return null;
+/** The figures of a chart that some run has, other than 0 throughout. */
+function figuresOf(names) {
+  const all = names.flatMap((name) => (name.endsWith("*") ? components(name.slice(0, -1)) : [name]));
+  return [...new Set(all)].filter((name) => runs.some((run) => (series(run, name) ?? []).some((value) => value)));
+}
+
+function showCharts() {
+  const given = CHARTS.map(([title, names, about, scale]) => [title, figuresOf(names), about, scale]).filter(([, found]) => found.length);
+  if (titles && titles === JSON.stringify(given)) return;
+  titles = JSON.stringify(given);
+  for (const element of drawn.keys()) if ($("charts").contains(element)) { Plotly.purge(element); drawn.delete(element); waiting.delete(element); }
+  const shown = given.map(([title, found, about, scale]) => {
     const plot = h("div", { class: "plot", "data-chart": title });
     watchPlot(seen, plot, () => curveChart(found, scale));
     return h("figure", { class: "chart", style: { margin: 0 } }, h("h3", {}, title), h("p", { class: "quiet" }, about), found.length > 1 ? keys(found) : null, plot);
   });
-  const shown = charts.filter((chart) => chart !== null);
   $("run-keys").replaceChildren(...(runs.length > 1 ? runs.map((run, r) => lineKey(run.name, color(r), "")) : []));
   $("charts").replaceChildren(...(shown.length ? shown : [h("p", { class: "quiet" }, "No step has been logged yet.")]));
 }

@@ -36,7 +36,7 @@ async function takeIn(packs) {
   showOverview();
   showEvaluation();
   showCost();
-  drawAgain();
+  refreshCharts();
 }
 
 function extend(metrics, more) {
