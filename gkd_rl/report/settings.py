@@ -9,8 +9,8 @@ from typing import Any
 
 from gkd_rl.config.run import Config
 
-_APART = ("run_dir", "resume")
-"""Keys that say nothing of what was done."""
+_APART = ("run_dir", "resume", "data_dir")
+"""Keys that say where things are, not what was done."""
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

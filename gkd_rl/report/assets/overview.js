@@ -15,7 +15,7 @@ function card(run, number) {
     ["divergence to teacher", before ? `${share(before.divergence)} → ${share(after.divergence)}` : share(lastValue(run, "divergence"))],
     ["reward of samples", before ? `${share(before.reward)} → ${share(after.reward)}` : share(lastValue(run, "reward"))],
     ["tokens per answer", before ? `${short(before.length)} → ${short(after.length)}` : short(lastValue(run, "length"))],
-    ["α (weight of the teacher)", short(run.alpha)],
+    ["teacher's weight α", short(run.alpha)],
     ["time", seconds(summary?.seconds ?? (run.phases ? summed(run.phases) : null))],
     ["arithmetic", flops ? `${short(flops / 1e12)} TFLOP` : "–"],
     ["parameters trained", short(summary?.trained_parameters)],
@@ -56,17 +56,16 @@ function hacking(run, finding) {
       finding.most_rewarded.map((row) => h("pre", {}, `${short(row.reward)}  ${row.completion}`))) : null);
 }
 
+/** Settings on which runs differ as a table, those that are the same but not at their default in short. */
 function showSettings() {
-  const rows = (between) => data.settings.filter((row) => row.between === between).map((row) => [
-    h("td", { class: "key" }, row.key),
-    ...(between ? row.values : row.values.slice(0, 1)).map((value) => h("td", { class: "set" }, value ?? "null")),
-    h("td", { class: "default" }, row.default ?? "null")]);
-  const apart = rows(true), alike = rows(false), several = runs.length > 1;
+  const apart = data.settings.filter((row) => row.between), alike = data.settings.filter((row) => !row.between), several = runs.length > 1;
+  const cell = (kind, value) => h("td", { class: kind }, value ?? "null");
   const parts = [];
   if (several) parts.push(h("h3", {}, apart.length ? "Settings on which the runs differ" : "The runs have the same settings"));
-  if (apart.length) parts.push(h("div", { class: "scroll" }, table(["key", ...runs.map((run) => run.name), "default"], apart, true)));
-  if (alike.length) parts.push(h("details", { open: !several && alike.length < 16 }, h("summary", {}, `${alike.length} settings that are not at their default${several ? ", the same in all" : ""}`),
-    h("div", { class: "scroll" }, table(["key", several ? "all runs" : "set to", "default"], alike, true))));
+  if (apart.length) parts.push(h("div", { class: "scroll" }, table(["key", ...runs.map((run) => run.name), "default"],
+    apart.map((row) => [cell("key", row.key), ...row.values.map((value) => cell("set", value)), cell("default", row.default)]), true)));
+  if (alike.length) parts.push(h("details", { open: !several }, h("summary", {}, `${alike.length} settings that are not at their default${several ? ", the same in all" : ""}`),
+    h("dl", { class: "card settings" }, alike.map((row) => h("div", {}, h("dt", {}, row.key), h("dd", {}, row.values[0] ?? "null", h("small", {}, `  default ${row.default ?? "null"}`)))))));
   $("settings").replaceChildren(...parts);
 }
 
