@@ -6,7 +6,7 @@ VLLM_VENV := .venv-vllm
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup quickstart test test-slow test-browser test-vllm lint format models clean
+.PHONY: setup quickstart test test-slow test-browser test-vllm lint format docs models evidence clean
 
 setup: $(VENV)/.ready
 
@@ -50,12 +50,24 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# The site goes to build/site.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.docs: $(VENV)/.ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 models: setup
 	$(BIN)/python scripts/build_embedded_models.py
+
+# Every baseline with three seeds at equal arithmetic: hours. What is there is not repeated.
+evidence: setup
+	$(BIN)/python scripts/evidence.py
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

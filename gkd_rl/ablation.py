@@ -26,7 +26,7 @@ from gkd_rl.evaluation.statistics import mean_interval
 from gkd_rl.run_folder import RunFolder
 
 FIGURES = ("accuracy", "reward", "divergence", "reverse_kl", "length")
-"""Columns of ``results.csv``."""
+"""Columns of ``results.csv``, beside the task's metrics."""
 
 SHOWN = {"accuracy": "accuracy", "reward": "reward", "reverse_kl": "KL to teacher"}
 """Those that a terminal of 80 columns has room for, and what they are called there."""
@@ -137,7 +137,7 @@ def _row(point: Point) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     summary = json.loads(path.read_text())
-    figures = {name: summary["after"][name] for name in FIGURES}
+    figures = {name: summary["after"][name] for name in FIGURES} | summary["after"].get("metrics", {})
     return {
         **point.settings,
         "seed": point.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from gkd_rl.console import PhaseTimes
 from gkd_rl.engine import Engine
 from gkd_rl.errors import UserError
 from gkd_rl.evaluation.evaluate import Evaluator
+from gkd_rl.evaluation.metrics import Answers, Metric, metric_functions
 from gkd_rl.models.checkpointing import checkpoint_activations
 from gkd_rl.models.language_model import LanguageModel, load_language_model
 from gkd_rl.models.lora import has_lora
@@ -29,7 +31,8 @@ from gkd_rl.rollout.vllm import Backend, VllmSampler, require_vllm
 from gkd_rl.rollout.vllm_engine import ColocatedVllm
 from gkd_rl.rollout.vllm_server import VllmServer
 from gkd_rl.scoring import make_rewards, score_texts
-from gkd_rl.tasks.base import Task, make_task, training_example
+from gkd_rl.tasks.base import Task, make_task, metric_names, training_example
+from gkd_rl.tasks.fitting import fit, uses_completions
 from gkd_rl.teacher.build import Teaching, build_teaching, check_taught, check_teaching
 from gkd_rl.teacher.local import LocalTeacher
 from gkd_rl.types import Example
@@ -50,6 +53,8 @@ class Parts:
     reference: LocalTeacher | None
     evaluator: Evaluator
     held_out: list[Example]
+    notes: tuple[str, ...] = ()
+    """what is to be said of the data: rows left out or cut"""
     completions: TeacherCompletions | None = None
     """the teacher's completions of prompts, where off-policy rows carry them"""
 
@@ -69,22 +74,30 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     if student_path is None:
         check_trained(config.student, source, where)
     task = make_task(config)
-    own = task.default_rewards()
-    rewards = make_rewards(own if config.rewards is None else config.rewards)
-    verifier = rewards if config.rewards is None or not own else make_rewards(own)
+    own, caches = task.default_rewards(), Path(config.run_dir) / "reward-cache"
+    rewards = make_rewards(own if config.rewards is None else config.rewards, caches)
+    verifier = rewards if config.rewards is None or not own else make_rewards(own, caches)
     held_out = task.held_out(config.evaluation.examples)
     if not held_out or task.train_size == 0:
         raise UserError(f"task.path: {config.task.path} has no {'training' if held_out else 'held-out'} examples; give it some")
-    try_rewards(rewards, held_out)
-    try_rewards(verifier, held_out)
+    metrics = metric_functions(metric_names(task) if config.evaluation.metrics is None else config.evaluation.metrics)
+    try_metrics(metrics, held_out, config.evaluation.score)
     tokenizer = load_tokenizer(source, where, config.student.trust_remote_code)
+    try_rewards(rewards, held_out, tokenizer)
+    try_rewards(verifier, held_out, tokenizer)
+    task = fit(task, config, tokenizer)
+    held_out = task.held_out(config.evaluation.examples)
+    if not held_out or task.train_size == 0:
+        raise UserError(
+            f"every {'training' if held_out else 'held-out'} row is over task.max_prompt_tokens={config.task.max_prompt_tokens}; raise it"
+        )
     check_prompts(config, tokenizer, held_out, "held-out")
     check_taught(config, held_out)
     if task.train_size is not None:
         training = [training_example(task, i) for i in range(min(task.train_size, config.task.train_examples or task.train_size))]
         check_prompts(config, tokenizer, training, "training")
         check_taught(config, training)
-        if config.rollout.on_policy_share < 1 and config.rollout.completions == "dataset":
+        if uses_completions(config):
             for example in training:
                 completion_tokens(tokenizer, example, config.rollout.max_new_tokens)
     check_teaching(config, tokenizer)
@@ -114,8 +127,10 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
             config.engine.micro_batch_tokens,
             config.rollout.max_new_tokens,
             config.evaluation.temperature,
+            metrics,
         ),
         held_out=held_out,
+        notes=tuple(getattr(task, "notes", ())),
         completions=_completions(config, processes, student, teaching),
     )
 
@@ -130,10 +145,26 @@ def build_engine(config: Config, processes: Processes, model: LanguageModel, tim
     return Engine(model.module, head, processes, config.engine, config.optimizer, times)
 
 
-def try_rewards(rewards: WeightedSum, examples: list[Example]) -> None:
+def try_rewards(rewards: WeightedSum, examples: list[Example], tokenizer) -> None:
     """Judge two examples' own completions, so that a reward that cannot work says so before a model is loaded."""
     few = examples[:2]
-    score_texts(rewards, [e.prompt for e in few], [e.completion or "" for e in few], [e.columns for e in few])
+    texts = [e.completion or "" for e in few]
+    columns = [{**e.columns, "completion_ids": tokenizer(text)["input_ids"]} for e, text in zip(few, texts, strict=True)]
+    score_texts(rewards, [e.prompt for e in few], texts, columns)
+
+
+def try_metrics(metrics: Sequence[Metric], examples: list[Example], score: str) -> None:
+    """Have the metrics judge two examples' own completions, as evaluations of a run do: one sample for each prompt.
+
+    Raises ``UserError`` where they lack something, and where ``score`` is none of their figures.
+    """
+    few = examples[:2]
+    texts = [example.completion or "" for example in few]
+    names = {name for example in few for name in example.columns}
+    answers = Answers(texts, [[text] for text in texts], {name: [example.columns.get(name) for example in few] for name in names})
+    known = ["accuracy", "reward", *(name for metric in metrics for name in metric(answers))]
+    if score not in known:
+        raise UserError(f"evaluation.score is '{score}', and evaluations of this run give {', '.join(known)}; name one of these")
 
 
 def check_prompts(config: Config, tokenizer, examples: list[Example], kind: str) -> None:
@@ -142,10 +173,10 @@ def check_prompts(config: Config, tokenizer, examples: list[Example], kind: str)
         length = len(prompt_tokens(tokenizer, example.prompt))
         if length == 0:
             raise UserError(f"the prompt of {kind} example {example.key} is empty; remove the row or give it text")
-        if length > config.task.max_prompt_tokens and (config.task.long_prompts == "error" or kind == "held-out"):
+        if length > config.task.max_prompt_tokens:
             raise UserError(
                 f"the prompt of {kind} example {example.key} has {length} tokens, over task.max_prompt_tokens="
-                f"{config.task.max_prompt_tokens}; raise it, or shorten or remove the row"
+                f"{config.task.max_prompt_tokens}; raise it, shorten or remove the row, or set task.long_prompts"
             )
 
 

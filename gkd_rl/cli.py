@@ -17,6 +17,7 @@ _EPILOG = """
 examples:
   gkd-rl train configs/arithmetic.yaml                          align and compress the embedded student
   gkd-rl train configs/gsm8k.yaml data_dir=DATA student.path=A teacher.path=B
+  gkd-rl train configs/paper/t5_xsum.yaml --dry-run             what a run would take
   gkd-rl ablate configs/ablate_alpha.yaml                       reward against distillation
   gkd-rl report RUN_DIR [RUN_DIR ...]                           a page of runs and their rollouts
   gkd-rl export RUN_DIR --out MODEL                             a model folder from the newest checkpoint
@@ -92,7 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher puts it first; LOCAL_RANK says the same
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _configured(commands, "train", _train, "train a student on reward and teacher at once", _TRAIN)
+    train = _configured(commands, "train", _train, "train a student on reward and teacher at once", _TRAIN)
+    train.add_argument("--dry-run", action="store_true", help="print work, memory and time of the run instead, without loading a model")
+    train.add_argument("--json", action="store_true", help="with --dry-run: one JSON object instead of tables")
+    train.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: processes to plan for (default: those launched)")
+    train.add_argument(
+        "--flops-per-second", type=float, metavar="X", help="with --dry-run: what one rank reaches, such as 4e14 (default: measured here)"
+    )
     evaluate = _configured(commands, "evaluate", _evaluate, "evaluate a model on held-out examples", _EVALUATE)
     evaluate.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     _configured(commands, "sft", _sft, "fine-tune the student on the task's own solutions first", _SFT)
@@ -101,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         commands, "cache-teacher", _cache_teacher, "keep the teacher's scores of the dataset's completions on disk", _CACHE
     )
     caching.add_argument("--out", required=True, metavar="DIR", help="folder of the cache; one that was begun is completed")
+    _configured(commands, "reward-model", _reward_model, "train a reward model on preference pairs", _REWARD_MODEL)
     exporting = commands.add_parser(
         "export",
         help="make a model folder from a checkpoint of a run",
@@ -139,6 +147,7 @@ _TRAIN = """
   objective.divergence.kind=gjsd|forward_kl|reverse_kl  with objective.divergence.beta
   rollout.prompts_per_step, rollout.per_prompt          answers sampled per step
   engine.zero_stage=0..3                                DeepSpeed ZeRO
+  task.path, task.options, task.prompt_format           where prompts come from (docs/tasks.md)
 """
 _EVALUATE = """
   model=PATH                  the model (default: the run's final model if there is one, else the student)
@@ -158,6 +167,14 @@ _CACHE = """
   teacher.path, or teacher.url and teacher.served_model  whose scores
   teacher.top_k=64                                       log-probabilities kept per token
   task.train_examples                                    of how many examples (default: all)
+"""
+
+
+_REWARD_MODEL = """
+  preferences.train=FILE, preferences.held_out=FILE      rows with prompt, chosen, rejected (JSONL, CSV, TSV, Parquet)
+  preferences.kind=scored, preferences.min_gap           pairs are made of answers with scores
+  model.path=CHECKPOINT                                  default: from scratch, of model.type and model.config
+  training.epochs, training.batch_size, training.lr
 """
 
 
@@ -186,7 +203,14 @@ def _load(parsed: argparse.Namespace):
 
 def _train(parsed: argparse.Namespace) -> int:
     config = _load(parsed)
-    from gkd_rl.train import train
+    if parsed.dry_run:
+        from gkd_rl.plan.command import dry_run
+
+        dry_run(config, parsed.json, parsed.ranks, parsed.flops_per_second)
+        return 0
+    if parsed.json or parsed.ranks is not None or parsed.flops_per_second is not None:
+        raise UserError("--json, --ranks and --flops-per-second belong to --dry-run; add it, or leave them out")
+    from gkd_rl.training import train
 
     return _close(config.run_dir, train(config))
 
@@ -227,6 +251,17 @@ def _report(parsed: argparse.Namespace) -> int:
     from gkd_rl.report.command import report
 
     report(parsed.runs, parsed.out, parsed.serve, parsed.port)
+    return 0
+
+
+def _reward_model(parsed: argparse.Namespace) -> int:
+    from gkd_rl.config.load import load_as
+    from gkd_rl.config.reward_model import RewardModelConfig
+
+    config = load_as(RewardModelConfig, parsed.config, parsed.overrides)
+    from gkd_rl.reward_model.train import train_reward_model
+
+    train_reward_model(config)
     return 0
 
 

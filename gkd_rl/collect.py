@@ -11,13 +11,14 @@ from gkd_rl.config.validate import needs_teacher
 from gkd_rl.errors import UserError
 from gkd_rl.models.tokenizers import prompt_tokens
 from gkd_rl.objective.gate import row_gates
+from gkd_rl.objective.schedule import value_at
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.resample import Judged, replace_flat_groups
 from gkd_rl.rollout.rows import join
 from gkd_rl.rollout.sampler import dataset_rollouts
 from gkd_rl.run import Run
 from gkd_rl.run_log import rollout_health, step_flops
-from gkd_rl.scoring import global_advantages, score_rollouts
+from gkd_rl.scoring import combined_rewards, global_advantages, score_rollouts
 from gkd_rl.tasks.base import stream_example
 from gkd_rl.types import Example, Experience, Rollouts, TeacherScores
 
@@ -35,12 +36,18 @@ def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
             run.ahead.start(step + 1)
     rollouts, rewards = judged.rollouts, judged.rewards
     with times.phase("reward"):
-        advantages = global_advantages(rewards, rollouts.group, config.objective.advantage, run.processes)
+        weighted = parts.rewards.at(step)
+        combined = combined_rewards(weighted, rewards, judged.components, rollouts.group, run.processes)
+        advantages = global_advantages(combined, rollouts.group, config.objective.advantage, run.processes)
+        figures |= {f"weight_{name}": weighted.weights[name] for name in parts.rewards.scheduled}
     with times.phase("teacher"):
         teacher, reference = run.processes.together(lambda: _scores(run, rollouts))
     gates = row_gates(rewards, rollouts.group, config.objective.gate)
     experience = Experience(rollouts, rewards, judged.components, advantages, teacher, reference, gates)
     figures |= rollout_health(experience, run.processes)
+    if config.task.long_prompts == "drop" and parts.task.train_size is None:  # of a task with an end, they were left out beforehand
+        kept = run.processes.sum({"prompts": float(len(rollouts.group.unique()))})["prompts"]
+        figures["prompts_left_out"] = config.rollout.prompts_per_step - kept
     scoring = (parts.teaching.parameters if teacher is not None else 0) + (parts.reference.parameters if parts.reference else 0)
     student = parts.student.parameters, parts.student.trained_parameters
     figures |= step_flops(rollouts, *student, scoring, config.rollout.passes, config.rollout.per_prompt, run.processes)
@@ -61,16 +68,16 @@ def judge_step(run: Run, step: int) -> tuple[Judged, int]:
     pad = int(run.parts.student.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
     rounds = run.config.rollout.max_resamples
     with run.engine.gathered():
-        judged = _with_rewards(run, _rollouts(run, _examples(run, step), step))
+        judged = _with_rewards(run, _rollouts(run, _examples(run, step), step), step)
         if not rounds:
             return judged, 0
-        sampled_anew = lambda examples: _with_rewards(run, _sampled(run, examples))
+        sampled_anew = lambda examples: _with_rewards(run, _sampled(run, examples), step)
         return replace_flat_groups(judged, rounds, lambda place: _fresh_example(run, place), sampled_anew, pad)
 
 
-def _with_rewards(run: Run, rollouts: Rollouts) -> Judged:
+def _with_rewards(run: Run, rollouts: Rollouts, step: int) -> Judged:
     with run.times.phase("reward"):
-        return Judged(rollouts, *score_rollouts(run.parts.rewards, rollouts))
+        return Judged(rollouts, *score_rollouts(run.parts.rewards.at(step), rollouts))
 
 
 def _fresh_example(run: Run, place: int) -> Example | None:
@@ -89,7 +96,7 @@ def _examples(run: Run, step: int) -> list[Example]:
     examples = [stream_example(run.parts.task, i, config.seed, config.task.train_examples) for i in places]
     tokenizer, limit = run.parts.student.tokenizer, config.task.max_prompt_tokens
     kept = [e for e in examples if len(prompt_tokens(tokenizer, e.prompt)) <= limit]
-    if (len(kept) < len(examples) and config.task.long_prompts == "error") or not kept:
+    if (len(kept) < len(examples) and config.task.long_prompts != "drop") or not kept:
         raise UserError(f"a prompt of step {step + 1} is over task.max_prompt_tokens={limit}; raise it, or set task.long_prompts=drop")
     return run.processes.share(kept)
 
@@ -97,9 +104,10 @@ def _examples(run: Run, step: int) -> list[Example]:
 def _rollouts(run: Run, examples: list[Example], step: int) -> Rollouts:
     """Sampled rows for a share λ of the examples, given completions for the others (the same coins in every rerun)."""
     config, rollout = run.config, run.config.rollout
+    share = value_at(rollout.on_policy_share, rollout.on_policy_schedule, step, config.max_steps, run.history)
     coins = [_coin(config.seed, e.key if rollout.mixing == "example" else f"step {step}") for e in examples]
-    sampled = [e for e, coin in zip(examples, coins, strict=True) if coin < rollout.on_policy_share]
-    others = [e for e, coin in zip(examples, coins, strict=True) if coin >= rollout.on_policy_share]
+    sampled = [e for e, coin in zip(examples, coins, strict=True) if coin < share]
+    others = [e for e, coin in zip(examples, coins, strict=True) if coin >= share]
     parts: list[Rollouts] = []
     if sampled or not others:  # a rank may have no examples at all
         parts.append(_sampled(run, sampled))

@@ -1,4 +1,4 @@
-"""A run and its life: opened, assembled, resumed or evaluated for a start, finished. The loop between is in ``train.py``."""
+"""A run and its life: opened, assembled, resumed or evaluated for a start, finished. The loop between is in ``training.py``."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from gkd_rl.rollout.ahead import Ahead
 from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.rollout.sampler import InProcessSampler
 from gkd_rl.run_folder import RunFolder
+from gkd_rl.scoring import reward_usage
 from gkd_rl.watch import Watch
 
 
@@ -111,6 +112,8 @@ def finished(config: Config) -> dict[str, Any] | None:
 
 def assemble(config: Config, processes: Processes, parts: Parts, folder: RunFolder | None, terminal: Terminal) -> Run:
     torch.manual_seed(config.seed)
+    for note in parts.notes:
+        terminal.say(note)
     times = PhaseTimes(torch.cuda.synchronize if processes.device.type == "cuda" else lambda: None)
     return Run(
         config=config,
@@ -172,10 +175,11 @@ def evaluate_before(run: Run) -> dict[str, Any]:
             summary["teacher"]["parameters"] = model.parameters
         bar.advance()
         parts.sampler.sync(0)
-        summary["before"] = _row(parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teaching.judge))
+        before = parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teaching.judge)
+        summary["before"] = _row(before)
         bar.advance()
-    run.history.observe(summary["before"]["accuracy"])
-    run.watch.accuracies.append(summary["before"]["accuracy"])
+    run.history.observe(before.score(run.config.evaluation.score))
+    run.watch.accuracies.append(before.accuracy)
     return summary
 
 
@@ -183,8 +187,8 @@ def evaluate_during(run: Run) -> dict[str, float]:
     with run.times.phase("evaluate"), run.engine.gathered():
         examples = run.parts.held_out[: run.config.evaluation.during_examples]
         result = run.parts.evaluator(run.parts.student, run.parts.evaluation_sampler, examples, run.parts.teaching.judge)
-    run.history.observe(result.accuracy)
-    figures = {name: getattr(result, name) for name in ("accuracy", "reward", "divergence", "reverse_kl", "length")}
+    run.history.observe(result.score(run.config.evaluation.score))
+    figures = {name: getattr(result, name) for name in ("accuracy", "reward", "divergence", "reverse_kl", "length")} | result.metrics
     return {f"eval_{name}": value for name, value in figures.items() if value is not None}
 
 
@@ -208,6 +212,8 @@ def finish(run: Run, summary: dict[str, Any], started: float) -> dict[str, Any]:
         **summary,
         "after": _row(after),
     }
+    if asked := reward_usage(parts.rewards, run.processes):
+        whole["judges"] = asked
     if run.folder is not None:
         run.folder.write("summary.json", json.dumps(whole, indent=2))
     run.processes.close()

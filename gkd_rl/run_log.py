@@ -50,23 +50,25 @@ def rollout_health(experience: Experience, processes: Processes) -> dict[str, fl
 def step_flops(
     rollouts: Rollouts, student: int, trained: int, scoring: int, passes: int, per_prompt: int, processes: Processes
 ) -> dict[str, float]:
-    """Floating-point operations of a step over all ranks, 2 for each parameter and token forward, 2 backward, and 2 more for each that is
-    trained; attention is left out.
-
-    ``student``, ``trained`` and ``scoring`` are numbers of parameters: the student's, those of them that are trained, and those of teacher
-    and reference together. Generation reads a prompt once for its
-    whole group.
-    """
+    """``flops`` of a step over all ranks. Generation reads a prompt once for its whole group."""
     prompts, completions = rollouts.prompt_mask.sum(1), rollouts.completion_mask.sum(1)
     sampled = float((prompts / per_prompt + completions)[rollouts.on_policy].sum())
     tokens = float((prompts + completions).sum())
-    return processes.sum(
-        {
-            "flops_generation": 2.0 * student * sampled,
-            "flops_teacher": 2.0 * scoring * tokens,
-            "flops_student": (4.0 * student + 2.0 * trained) * tokens * passes,
-        }
-    )
+    return processes.sum(flops(student, trained, scoring, sampled, tokens, passes))
+
+
+def flops(student: float, trained: float, scoring: float, sampled: float, tokens: float, passes: int) -> dict[str, float]:
+    """Floating-point operations of generating ``sampled`` tokens, and of scoring and training on ``tokens``: 2 for each parameter and
+    token forward, 2 backward, and 2 more for each that is trained; attention is left out.
+
+    ``student``, ``trained`` and ``scoring`` are numbers of parameters: the student's, those of them that are trained, and those of teacher
+    and reference together.
+    """
+    return {
+        "flops_generation": 2.0 * student * sampled,
+        "flops_teacher": 2.0 * scoring * tokens,
+        "flops_student": (4.0 * student + 2.0 * trained) * tokens * passes,
+    }
 
 
 def _bigrams(experience: Experience) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from gkd_rl.config.objective import ObjectiveConfig
 from gkd_rl.config.run import Config, TeacherConfig, TeacherRoutingConfig
-from gkd_rl.train import train
+from gkd_rl.training import train
 
 
 def sft(config: Config) -> dict[str, Any]:

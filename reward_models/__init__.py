@@ -10,17 +10,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reward_models.arithmetic import ArithmeticVerifier, Verdict
-    from reward_models.combine import RewardTotals, WeightedSum
+    from reward_models.cached import Cached
+    from reward_models.combine import LinearWeight, Requirement, RewardTotals, WeightedSum
+    from reward_models.entailment import EntailmentReward
     from reward_models.errors import InputError, RewardError
+    from reward_models.instruction_checks import InstructionChecks
+    from reward_models.llm_judge import LLMJudge
     from reward_models.loading import load_reward
     from reward_models.sequence_classification import SequenceClassificationReward
+    from reward_models.shaping import FormatReward, OverlongPenalty, RepetitionPenalty
+    from reward_models.text_metrics import TextMetric
+    from reward_models.wrappers import Retried, Threaded
 
 _HOMES = {
     "ArithmeticVerifier": "arithmetic",
+    "Cached": "cached",
+    "EntailmentReward": "entailment",
+    "FormatReward": "shaping",
     "InputError": "errors",
+    "InstructionChecks": "instruction_checks",
+    "LLMJudge": "llm_judge",
+    "LinearWeight": "combine",
+    "OverlongPenalty": "shaping",
+    "RepetitionPenalty": "shaping",
+    "Requirement": "combine",
+    "Retried": "wrappers",
     "RewardError": "errors",
     "RewardTotals": "combine",
     "SequenceClassificationReward": "sequence_classification",
+    "TextMetric": "text_metrics",
+    "Threaded": "wrappers",
     "Verdict": "arithmetic",
     "WeightedSum": "combine",
     "load_reward": "loading",
@@ -28,10 +47,22 @@ _HOMES = {
 
 __all__ = [
     "ArithmeticVerifier",
+    "Cached",
+    "EntailmentReward",
+    "FormatReward",
     "InputError",
+    "InstructionChecks",
+    "LLMJudge",
+    "LinearWeight",
+    "OverlongPenalty",
+    "RepetitionPenalty",
+    "Requirement",
+    "Retried",
     "RewardError",
     "RewardTotals",
     "SequenceClassificationReward",
+    "TextMetric",
+    "Threaded",
     "Verdict",
     "WeightedSum",
     "load_reward",

@@ -26,6 +26,13 @@ def completion_text(completion: Any) -> str:
     return _content_text(answers[-1].get("content")) if answers else ""
 
 
+def plain_prompt(prompt: Any) -> str:
+    """Return a prompt as text; messages are joined by line breaks."""
+    if prompt is None or isinstance(prompt, str):
+        return prompt or ""
+    return "".join(f"{completion_text([{**message, 'role': 'assistant'}])}\n" for message in prompt)
+
+
 def _content_text(content: Any) -> str:
     if isinstance(content, list):
         return "".join(part.get("text") or "" for part in content if isinstance(part, Mapping))

@@ -3,7 +3,7 @@
     python scripts/bench_scaling.py                # 1, 2 and (with the cores for it) 4 processes of one thread; rows per rank are fixed
     python scripts/bench_scaling.py --rows 16 --tokens 64 --json
 
-Whole steps of ``gkd_rl.train`` run under ``torchrun``; every collective of ``torch.distributed`` is counted by its payload: what a ring
+Whole steps of ``gkd_rl.training`` run under ``torchrun``; every collective of ``torch.distributed`` is counted by its payload: what a ring
 sends through each rank, but for the factor (N-1)/N. The first two steps do not count. The projection comes from formulas
 (``scaling_projection.py``) and from the bytes per weight measured here for a bf16 student.
 """
@@ -51,7 +51,7 @@ class ShortPrompts(Prompts):
 def work(folder: Path, arguments: argparse.Namespace) -> None:
     """One process of a run; the first of them prints what was found."""
     from gkd_rl.config.load import load_config
-    from gkd_rl.train import train
+    from gkd_rl.training import train
 
     traffic, found, done = Traffic(), {}, 0
     traffic.watch()

@@ -98,9 +98,9 @@ def save_models(folder: Path, vocabulary: int) -> None:
 
 
 def ours(folder: Path, alpha: float, arguments: argparse.Namespace) -> list[float]:
-    """Seconds of each step of ``gkd_rl.train``, as the run itself logs them."""
+    """Seconds of each step of ``gkd_rl.training``, as the run itself logs them."""
     from gkd_rl.config.load import load_config
-    from gkd_rl.train import train
+    from gkd_rl.training import train
 
     run_dir = folder / f"run-{alpha}"
     settings: dict[str, Any] = {

@@ -33,11 +33,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("gkd_rl.tasks", "gkd_rl.evaluation"),
     (
-        *("gkd_rl.build", "gkd_rl.run_log", "gkd_rl.run", "gkd_rl.faults", "gkd_rl.collect", "gkd_rl.train", "gkd_rl.sft"),
-        *("gkd_rl.cache_teacher", "gkd_rl.export", "gkd_rl.watch"),
+        *("gkd_rl.build", "gkd_rl.run_log", "gkd_rl.run", "gkd_rl.faults", "gkd_rl.collect", "gkd_rl.training", "gkd_rl.sft"),
+        *("gkd_rl.cache_teacher", "gkd_rl.export", "gkd_rl.watch", "gkd_rl.reward_model"),
         "gkd_rl.evaluation.command",
     ),
-    ("gkd_rl.ablation", "gkd_rl.report"),
+    ("gkd_rl.ablation", "gkd_rl.report", "gkd_rl.plan"),
     ("gkd_rl.cli", "gkd_rl.__main__"),
 )
 """Modules and packages of each floor; the longest name that fits a module decides."""

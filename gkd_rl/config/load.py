@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -21,28 +21,41 @@ from yaml import YAMLError
 from gkd_rl.config.run import Config, RewardConfig
 from gkd_rl.errors import UserError
 
-_FREE_FORM = ("task.options", "ablation.grid", "teacher_routing.weights")
+
+class HasDataDir(Protocol):
+    """What configurations have in common."""
+
+    data_dir: str | None
+
+
+Settings = TypeVar("Settings", bound=HasDataDir)
+_FREE_FORM = ("task.options", "ablation.grid", "teacher_routing.weights", "model.config")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read ``path`` with its bases and ``overrides`` (``a.b=value``) into a ``Config``.
+    """Read ``path`` with its bases and ``overrides`` (``a.b=value``) into a ``Config``; errors as of ``load_as``."""
+    return load_as(Config, path, overrides)
+
+
+def load_as(cls: type[Settings], path: str | Path, overrides: Sequence[str] = ()) -> Settings:
+    """Read ``path`` with its bases and ``overrides`` (``a.b=value``) into the dataclass ``cls``, which has a key ``data_dir``.
 
     Raises ``UserError`` for a missing or malformed file, an unknown key (with the nearest right one) or a wrong type.
     """
-    merged = OmegaConf.structured(Config)
+    merged = OmegaConf.structured(cls)
     for where, layer in _layers(Path(path), overrides):
-        merged = _merge(merged, layer, where)
+        merged = _merge(merged, layer, where, cls)
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {_first_line(error)}") from None
-    assert isinstance(config, Config)
+    assert isinstance(config, cls)
     if config.data_dir is None:
         config.data_dir = os.environ.get("GKD_RL_DATA") or None
     return config
 
 
-def config_to_yaml(config: Config) -> str:
+def config_to_yaml(config: HasDataDir) -> str:
     """The whole resolved configuration as YAML."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
@@ -51,7 +64,7 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     """A copy of ``config`` with ``a.b=value`` overrides laid over it."""
     merged = OmegaConf.structured(config)
     for where, layer in _override_layers(overrides):
-        merged = _merge(merged, layer, where)
+        merged = _merge(merged, layer, where, Config)
     result = OmegaConf.to_object(merged)
     assert isinstance(result, Config)
     return result
@@ -73,10 +86,10 @@ def _layers(path: Path, overrides: Sequence[str]) -> Iterator[tuple[str, DictCon
     yield from _override_layers(overrides)
 
 
-def _emptied(merged: DictConfig, layer: DictConfig, where: str) -> DictConfig:
+def _emptied(merged: DictConfig, layer: DictConfig, where: str, cls: type) -> DictConfig:
     """``merged`` without the free-form mappings that ``layer`` gives anew (and not, as ``task.options.key=value`` does, in part)."""
     merged = merged.copy()
-    for key in _FREE_FORM:
+    for key in set(_FREE_FORM) & set(all_keys(cls)):
         if isinstance(OmegaConf.select(layer, key, throw_on_resolution_failure=False), DictConfig) and f"'{key}." not in where:
             OmegaConf.update(merged, key, {}, merge=False)
     return merged
@@ -122,21 +135,21 @@ def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig
             raise UserError(f"override '{override}': {_first_line(error)}") from None
 
 
-def _merge(merged: DictConfig, layer: DictConfig, where: str) -> DictConfig:
+def _merge(merged: DictConfig, layer: DictConfig, where: str, cls: type) -> DictConfig:
     try:
-        return OmegaConf.merge(_emptied(merged, layer, where), layer)  # pyright: ignore[reportReturnType]
+        return OmegaConf.merge(_emptied(merged, layer, where, cls), layer)  # pyright: ignore[reportReturnType]
     except ConfigKeyError as error:
-        raise UserError(f"{where}: {_unknown_key(error)}") from None
+        raise UserError(f"{where}: {_unknown_key(error, cls)}") from None
     except OmegaConfBaseException as error:
         key = error.full_key or ""
-        raise UserError(f"{where}: {_misfit(layer) or (key + ': ' if key else '') + _first_line(error)}") from None
+        raise UserError(f"{where}: {_misfit(layer, cls) or (key + ': ' if key else '') + _first_line(error)}") from None
     except TypeError:
         raise UserError(f"{where}: a list is replaced as a whole, for example rewards=[{{path: ..., weight: 1}}]") from None
 
 
-def _misfit(layer: DictConfig) -> str | None:
+def _misfit(layer: DictConfig, cls: type) -> str | None:
     """What is wrong with ``layer`` where it gives a whole section a single value, of which OmegaConf speaks in Python's terms."""
-    keys = list(all_keys())
+    keys = list(all_keys(cls))
     for section in (key for key in keys if any(other.startswith(f"{key}.") for other in keys)):
         given = OmegaConf.select(layer, section, throw_on_resolution_failure=False)
         if given is not None and not isinstance(given, DictConfig):
@@ -144,9 +157,9 @@ def _misfit(layer: DictConfig) -> str | None:
     return None
 
 
-def _unknown_key(error: ConfigKeyError) -> str:
+def _unknown_key(error: ConfigKeyError, cls: type) -> str:
     key = str(error.full_key or error.key)
-    known = [*all_keys(), *(f"rewards.{item.name}" for item in dataclasses.fields(RewardConfig))]
+    known = [*all_keys(cls), *(f"rewards.{item.name}" for item in dataclasses.fields(RewardConfig) if cls is Config)]
     if error.object_type is RewardConfig:  # entries of a list, which OmegaConf names without their place
         known, key = [k for k in known if k.startswith("rewards.")], f"rewards.{key}"
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)

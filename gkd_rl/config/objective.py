@@ -31,10 +31,10 @@ class ScheduleConfig:
 class DivergenceConfig:
     """The divergence between teacher and student at each token."""
 
-    kind: Literal["gjsd", "forward_kl", "reverse_kl", "skew_forward_kl", "skew_reverse_kl", "entropy_mixed"] = "gjsd"
+    kind: Literal["gjsd", "forward_kl", "reverse_kl", "skew_forward_kl", "skew_reverse_kl", "entropy_mixed", "total_variation"] = "gjsd"
     """Which divergence. ``gjsd``: generalised Jensen-Shannon (GKD); ``forward_kl``: KL(teacher‖student); ``reverse_kl``:
     KL(student‖teacher); ``skew_*``: the same against a mixture (DistiLLM); ``entropy_mixed``: forward KL where the teacher is
-    undecided, reverse KL where it is sure."""
+    undecided, reverse KL where it is sure; ``total_variation``: half the L1 distance (f-distill)."""
     beta: float = 0.5
     """β of ``gjsd``: weight of the teacher in the mixture; 0 is the forward, 1 the reverse KL."""
     rescale: bool = False

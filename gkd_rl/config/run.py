@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gkd_rl.config.objective import ObjectiveConfig
+from gkd_rl.config.objective import ObjectiveConfig, ScheduleConfig
 from gkd_rl.config.student import DType, StudentConfig
 from gkd_rl.config.watch import WatchConfig
 
@@ -26,6 +26,8 @@ class TeacherConfig:
     path: str | None = "embedded:arithmetic-teacher"
     """A folder or hub name; ``embedded:NAME`` as for the student; null: no teacher (then α must be 0). With ``url``: where the
     served model's tokenizer is, to compare it with the student's; null: do not compare."""
+    parameters: float | None = None
+    """Number of parameters to plan with (``gkd-rl train --dry-run``) where ``path`` is on a hub that cannot be reached."""
     other_tokenizer: bool = False
     """The teacher has another tokenizer than the student: it reads the answers as text, in tokens of its own, and the two are compared on
     spans of text that both can write. Without it such a teacher is refused."""
@@ -90,8 +92,21 @@ class TaskConfig:
     """Train on the first so many examples only, reshuffled in every epoch; 0: all that the task has."""
     max_prompt_tokens: int = 384
     """Longest prompt in tokens."""
-    long_prompts: Literal["error", "drop"] = "error"
-    """What happens to a longer one: an error that names it, or it is left out and counted. Never cut."""
+    long_prompts: Literal["error", "drop", "truncate"] = "error"
+    """What happens to a longer one: an error that names it; it is left out and counted; or the part of it that the task allows to be cut
+    (a document) is cut at its end, and counted."""
+    long_completions: Literal["error", "drop"] = "error"
+    """What happens to a row whose completion, where it is learned from, has more than ``rollout.max_new_tokens`` tokens. Never cut."""
+
+
+@dataclass
+class RequirementConfig:
+    """A reward that has to be high enough before another one is asked."""
+
+    reward: str = ""
+    """Name of the other reward."""
+    at_least: float = 1.0
+    """What it has to give; where it gives less, this reward is not asked and adds nothing."""
 
 
 @dataclass
@@ -102,12 +117,23 @@ class RewardConfig:
     """Dotted path, or ``file.py:name``."""
     name: str | None = None
     """Name in metrics and stored rollouts; by default the last part of the path."""
-    weight: float = 1.0
-    """Weight in the sum of rewards."""
+    weight: Any = 1.0
+    """Weight in the sum of rewards: a number, or ``{start: 0.0, end: 1.0, steps: 100}``, which goes in so many equal steps."""
+    requires: RequirementConfig | None = None
+    """This reward counts only where another one is high enough, as correctness where the format is right."""
+    normalize: Literal["none", "group", "batch"] = "none"
+    """``group``, ``batch``: for the advantages this reward's values are brought to mean 0 and deviation 1 among those of their prompt, or
+    of the step, before they are weighted."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of a reward that is a class."""
     timeout: float = field(default=0.0, compare=False)  # a run that is continued may have another one
     """Seconds that one call may take, after which the run ends with an error; 0: any time."""
+    retries: int = field(default=0, compare=False)
+    """How often a call that fails is repeated, after 1, 2, 4, ... seconds (a minute at most)."""
+    threads: int = field(default=1, compare=False)
+    """Threads among which a batch is shared out, for rewards that wait for something else; their values may not depend on their batch."""
+    cache: Any = field(default=False, compare=False)
+    """``true``: values are kept by content, in memory and in ``RUN_DIR/reward-cache``; a path: in that folder, which runs may share."""
 
 
 @dataclass
@@ -156,6 +182,8 @@ class RolloutConfig:
     """Tokens that end an answer beside the model's end tokens."""
     on_policy_share: float = 1.0
     """λ: share of prompts answered by the student; the rest carry a completion that is not its own."""
+    on_policy_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """How the share moves over the run, from λ to its ``end``."""
     mixing: Literal["example", "batch"] = "example"
     """Whether λ's coin is tossed for each prompt, or once for the whole batch of a step (GKD's algorithm 1)."""
     completions: Literal["dataset", "teacher"] = "dataset"
@@ -256,6 +284,10 @@ class EvaluationConfig:
     """Completions sampled per example in ``gkd-rl evaluate`` (more than 1: pass@k)."""
     temperature: float = 1.0
     """Temperature of the answers that are sampled (mean reward, pass@k, divergence); accuracy is always greedy."""
+    metrics: list[str] | None = None
+    """Corpus metrics of the answers, by name or dotted path (docs/tasks.md); by default the task's own."""
+    score: str = "accuracy"
+    """Figure that ``plateau`` schedules and ``checkpoint.keep_best`` go by, larger is better: ``accuracy``, ``reward`` or a metric."""
     teacher: bool = True
     """Whether the teacher is evaluated too, once, where there is one and its model is in the process."""
 
@@ -269,7 +301,7 @@ class CheckpointConfig:
     keep: int = 2
     """Newest checkpoints kept."""
     keep_best: bool = False
-    """Keep the one with the best validation accuracy too, among those of steps that were evaluated (``evaluation.every``)."""
+    """Keep the one with the best validation score (``evaluation.score``) too, among those of evaluated steps (``evaluation.every``)."""
 
 
 @dataclass

@@ -31,6 +31,8 @@ class StudentConfig:
 
     path: str = "embedded:arithmetic-student"
     """A folder or hub name in Hugging Face form; ``embedded:NAME`` is a model shipped with this package."""
+    parameters: float | None = None
+    """Number of parameters to plan with (``gkd-rl train --dry-run``) where ``path`` is on a hub that cannot be reached."""
     dtype: DType = "float32"
     """Precision of weights and forward passes."""
     trust_remote_code: bool = False

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 from gkd_rl.config.engine import engine_complaints
 from gkd_rl.config.load import all_keys, value_at
+from gkd_rl.config.rewards import reward_complaints
 from gkd_rl.config.run import Config, RolloutConfig
 from gkd_rl.config.student import student_complaints
 from gkd_rl.config.teachers import all_teacher_complaints, has_teacher, model_of, teacher_configs, teacher_top_k
 from gkd_rl.config.watch import watch_complaints
 from gkd_rl.errors import UserError
 from gkd_rl.objective.schedule import weights_at
-from gkd_rl.objective.validate import validate_objective
+from gkd_rl.objective.validate import schedule_complaints, validate_objective
 
 MOST_RESAMPLES = 14
 """Rounds that a stream of 2³² examples has room for."""
@@ -143,8 +144,9 @@ def _complaints(config: Config) -> Iterator[str]:
         yield "rollout.overlap keeps a whole copy of the student, which engine.zero_stage=3 shards; set overlap to false, or stage 2"
     if "" in config.rollout.stop:
         yield "rollout.stop holds an empty text, which every answer contains; remove it"
+    yield from _share_complaints(config.rollout)
     yield from engine_complaints(config)
-    yield from watch_complaints(config)
+    yield from watch_complaints(config.watch, config.objective)
     if config.rollout.compile and config.rollout.sampler != "native":
         yield f"rollout.compile is for the native sampler, and rollout.sampler={config.rollout.sampler}; set compile to false"
     if config.rollout.compile and config.engine.zero_stage == 3:
@@ -156,10 +158,24 @@ def _complaints(config: Config) -> Iterator[str]:
     if config.resume not in RESUME:
         yield f"resume is '{config.resume}'; it must be one of {', '.join(RESUME)}"
     for number, reward in enumerate(config.rewards or []):
-        if not 0 <= reward.timeout < math.inf:
-            yield f"rewards[{number}].timeout is {reward.timeout}; it must be a number of seconds, or 0 for any time"
+        yield from reward_complaints(f"rewards[{number}]", reward)
     if config.rewards == []:
         yield "rewards is empty; leave it out for the task's own reward, and set objective.alpha=1 to train without one"
+
+
+def _share_complaints(rollout: RolloutConfig) -> Iterator[str]:
+    """What cannot be of a share of sampled rows that moves."""
+    key, schedule = "rollout.on_policy_schedule", rollout.on_policy_schedule
+    yield from schedule_complaints(key, rollout.on_policy_share, schedule)
+    if schedule.kind == "constant":
+        return
+    if not 0 < rollout.on_policy_share < 1 or not 0 <= (schedule.end or 0.0) <= 1:
+        yield (
+            f"{key} moves rollout.on_policy_share from {rollout.on_policy_share:g} to {schedule.end:g}; it must begin between 0 and 1, "
+            "without these (0.01 will do), since other settings go by it, and end from 0 to 1"
+        )
+    if schedule.kind == "plateau" and rollout.overlap:
+        yield f"{key}.kind 'plateau' waits for evaluations, which rollout.overlap samples ahead of; set overlap to false, or another kind"
 
 
 def _vllm_complaints(rollout: RolloutConfig) -> Iterator[str]:

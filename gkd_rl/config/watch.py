@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from gkd_rl.config.run import Config
+from gkd_rl.config.objective import ObjectiveConfig
 
 
 @dataclass
@@ -25,9 +24,8 @@ class WatchConfig:
     """``raise_alpha``: the least α from then on."""
 
 
-def watch_complaints(config: Config) -> Iterator[str]:
+def watch_complaints(watch: WatchConfig, objective: ObjectiveConfig) -> Iterator[str]:
     """A sentence for each setting that is out of range, or that nothing would come of."""
-    watch, objective = config.watch, config.objective
     if watch.window < 2:
         yield f"watch.window is {watch.window}; it must be at least 2: a spread is made of two steps or more"
     if watch.symptoms < 1:

@@ -22,6 +22,8 @@ def evaluate(config: Config, as_json: bool = False) -> Evaluation:
     path = config.model or (str(final) if (final / "config.json").is_file() else config.student.path)
     parts = build_parts(config, processes, path, "model" if config.model else "student.path")
     terminal.say(f"evaluating {path} on {len(parts.held_out)} held-out examples")
+    for note in parts.notes:
+        terminal.say(note)
     parts.sampler.sync(0)
     judge = None if parts.teaching.averages else parts.teaching.judge  # an average is nothing outside of its run
     result = parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, judge, config.evaluation.samples)
@@ -38,6 +40,7 @@ def _rows(result: Evaluation) -> list[tuple[str, str]]:
         ("  95% interval", f"{result.accuracy_low:.3f} to {result.accuracy_high:.3f}"),
         ("mean reward of samples", f"{result.reward:.3f}"),
         *((f"pass@{k}", f"{value:.3f}") for k, value in result.pass_at.items()),
+        *((name.replace("_", " "), f"{value:.3f}") for name, value in result.metrics.items()),
         ("tokens per answer", f"{result.length:.1f}"),
         ("answers cut off", f"{result.truncated:.1%}"),
         ("tokens/s sampled", f"{result.tokens / result.seconds:,.0f}"),

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gkd_rl.config.objective import ObjectiveConfig
+from gkd_rl.evaluation.metrics import Answers, Metric
 from gkd_rl.learner import Learner
 from gkd_rl.models.language_model import LanguageModel
 from gkd_rl.objective.schedule import TermWeights
@@ -58,6 +59,12 @@ class Evaluation:
     """tokens generated and the time it took, greedy and sampled"""
     pass_at: dict[str, float]
     """k → pass@k, where more than one sample per example was asked for"""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """corpus metrics of all answers"""
+
+    def score(self, name: str) -> float:
+        """The figure by which models are compared: ``accuracy``, ``reward``, or one of ``metrics``; NaN where no answer has it."""
+        return {"accuracy": self.accuracy, "reward": self.reward, **self.metrics}.get(name, math.nan)
 
     def as_row(self) -> dict[str, Any]:
         """Everything but the times, which differ from run to run."""
@@ -79,6 +86,7 @@ class Evaluator:
     max_new_tokens: int
     temperature: float = 1.0
     """of the sampled answers"""
+    metrics: Sequence[Metric] = ()
 
     @torch.no_grad()
     def __call__(
@@ -109,6 +117,7 @@ class Evaluator:
                 **{f"pass@{k}": sum(pass_at_k(samples, int(c), k) for c in right_samples) for k in _powers(samples)},
             }
         )
+        values = self._metrics(greedy, sampled, max(1, samples))
         figures = self._divergence(model, teacher, sampled) if teacher is not None else {}
         low, high = wilson_interval(int(totals["right"]), len(examples))
         return Evaluation(
@@ -124,6 +133,7 @@ class Evaluator:
             tokens=int(totals["tokens"]),
             seconds=seconds,
             pass_at={str(k): totals[f"pass@{k}"] / len(examples) for k in _powers(samples)},
+            metrics=values,
         )
 
     def _samples(self, sampler: Sampler, examples: Sequence[Example], count: int) -> tuple[Rollouts, Rollouts]:
@@ -135,10 +145,25 @@ class Evaluator:
         _, components = score_rollouts(self.verifier, rollouts)
         return next(iter(components.values())) >= 1.0
 
+    def _metrics(self, greedy: Rollouts, sampled: Rollouts, count: int) -> dict[str, float]:
+        """Corpus metrics of the answers of all ranks; each rank computes them."""
+        if not self.metrics:
+            return {}
+        rows = [
+            (example.columns, text, sampled.texts[count * place : count * (place + 1)])
+            for place, (example, text) in enumerate(zip(greedy.examples, greedy.texts, strict=True))
+        ]
+        everything = [row for part in self.processes.gather(rows) for row in part]
+        names = sorted({name for columns, _, _ in everything for name in columns})
+        columns = {name: [columns.get(name) for columns, _, _ in everything] for name in names}
+        answers = Answers([text for _, text, _ in everything], [texts for _, _, texts in everything], columns)
+        return {name: value for metric in self.metrics for name, value in metric(answers).items()}
+
     def _divergence(self, model: LanguageModel, teacher: Teacher, rollouts: Rollouts) -> dict[str, float]:
         zeros = torch.zeros(len(rollouts.examples), device=rollouts.completion_ids.device)
         experience = Experience(rollouts, zeros, {}, zeros, teacher.score(rollouts))
-        learner = Learner(model, self.objective, TermWeights(0.0, 1.0, 0.0), GlobalCounts(0.0, 1.0, 0.0))
+        towards = replace(self.objective, divergence=replace(self.objective.divergence, extrapolation=1.0))  # the teacher itself
+        learner = Learner(model, towards, TermWeights(0.0, 1.0, 0.0), GlobalCounts(0.0, 1.0, 0.0))
         for part in micro_batches(experience, self.token_budget, model.one_sequence):
             learner.loss(part)
         return summarise(self.processes.sum(learner.sums))

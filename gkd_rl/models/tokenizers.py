@@ -44,18 +44,19 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Mes
     return list(tokenizer(str(text), add_special_tokens=False)["input_ids"])
 
 
-def completion_tokens(tokenizer: PreTrainedTokenizerBase, example: Example, limit: int) -> list[int]:
+def completion_tokens(tokenizer: PreTrainedTokenizerBase, example: Example, limit: int | None) -> list[int]:
     """Token ids of the dataset's completion, closed by EOS.
 
-    Raises ``UserError`` for an example without a completion, and for one longer than ``limit`` tokens: it is never cut.
+    Raises ``UserError`` for an example without a completion, and for one longer than ``limit`` tokens (None: any length will do): it is
+    never cut.
     """
     if example.completion is None:
         raise UserError(f"example {example.key} of the task has no completion to learn from; give it one, or set rollout.on_policy_share=1")
     ids = [*tokenizer(example.completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    if len(ids) > limit:
+    if limit is not None and len(ids) > limit:
         raise UserError(
-            f"the completion of example {example.key} has {len(ids)} tokens, over rollout.max_new_tokens={limit}; raise it, or "
-            "shorten or remove the row"
+            f"the completion of example {example.key} has {len(ids)} tokens, over rollout.max_new_tokens={limit}; raise it, "
+            "shorten or remove the row, or set task.long_completions=drop"
         )
     return ids
 

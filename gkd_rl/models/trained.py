@@ -21,10 +21,10 @@ def check_trained(student: StudentConfig, source: str, where: str) -> None:
     if student.lora.rank:
         require_peft()
     if student.lora.rank or student.freeze:
-        skeleton = _skeleton(source, where, student.trust_remote_code)
+        bare = skeleton(source, where, student.trust_remote_code)
         if student.lora.rank:
-            check_targets(skeleton, student.lora.targets)
-        freeze(skeleton, student.freeze)
+            check_targets(bare, student.lora.targets)
+        freeze(bare, student.freeze)
 
 
 def mark_trained(module: PreTrainedModel, student: StudentConfig, seed: int) -> None:
@@ -51,7 +51,7 @@ def freeze(module: PreTrainedModel, patterns: Sequence[str]) -> None:
         raise UserError(f"student.freeze={list(patterns)} leaves nothing to train; name fewer parameters")
 
 
-def _skeleton(source: str, where: str, trust_remote_code: bool) -> PreTrainedModel:
+def skeleton(source: str, where: str, trust_remote_code: bool) -> PreTrainedModel:
     """The model's modules and names without any memory for weights."""
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)

@@ -76,6 +76,12 @@ def entropy_mixed(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor, doubt: Tensor) -
     return doubt * forward + (1 - doubt) * reverse, doubt * forward_pull + (1 - doubt) * reverse_pull
 
 
+def total_variation(lp: Tensor, lq: Tensor, p: Tensor, q: Tensor, doubt: Tensor) -> tuple[Tensor, Tensor]:
+    """½ Σ |p − q| (f-distill, arXiv 2307.15190, section 2)."""
+    gap = p - q
+    return gap.abs() / 2, p * gap.sign() / 2
+
+
 KINDS: dict[str, Callable[[DivergenceConfig], Pointwise]] = {
     "gjsd": lambda config: {0.0: forward_kl, 1.0: reverse_kl}.get(config.beta) or gjsd(config.beta),
     "forward_kl": lambda config: forward_kl,
@@ -83,6 +89,7 @@ KINDS: dict[str, Callable[[DivergenceConfig], Pointwise]] = {
     "skew_forward_kl": lambda config: skew_forward_kl(config.skew),
     "skew_reverse_kl": lambda config: skew_reverse_kl(config.skew),
     "entropy_mixed": lambda config: entropy_mixed,
+    "total_variation": lambda config: total_variation,
 }
 """The divergences that ``DivergenceConfig.kind`` can name."""
 
@@ -115,7 +122,7 @@ def token_divergence(
     student_logits: Tensor,
     teacher_logits: Tensor,
     *,
-    kind: Literal["gjsd", "forward_kl", "reverse_kl", "skew_forward_kl", "skew_reverse_kl", "entropy_mixed"] = "gjsd",
+    kind: Literal["gjsd", "forward_kl", "reverse_kl", "skew_forward_kl", "skew_reverse_kl", "entropy_mixed", "total_variation"] = "gjsd",
     beta: float = 0.5,
     temperature: float = 1.0,
     teacher_temperature: float | None = None,
@@ -132,7 +139,7 @@ def token_divergence(
         teacher_logits: [..., V], the same shape; no gradient flows into them.
         kind: ``gjsd`` β·KL(q‖m) + (1−β)·KL(p‖m), m = βq + (1−β)p, with KL(q‖p) at β=0 and KL(p‖q) at β=1 (q teacher, p student);
             ``forward_kl`` KL(q‖p); ``reverse_kl`` KL(p‖q); ``skew_forward_kl`` KL(q‖aq+(1−a)p); ``skew_reverse_kl``
-            KL(p‖ap+(1−a)q); ``entropy_mixed`` w·KL(q‖p) + (1−w)·KL(p‖q), w = H(q)/log V.
+            KL(p‖ap+(1−a)q); ``entropy_mixed`` w·KL(q‖p) + (1−w)·KL(p‖q), w = H(q)/log V; ``total_variation`` ½ Σ |p − q|.
         beta: β of ``gjsd``.
         temperature: divides the student's logits, and the teacher's unless ``teacher_temperature`` is given.
         teacher_temperature: divides the teacher's logits.

@@ -86,7 +86,7 @@ def _weights(config: ObjectiveConfig) -> Iterator[str]:
     for alpha in _path_values(config.alpha, config.alpha_schedule):
         if not 0 <= alpha <= 1:
             yield f"objective.alpha takes the value {alpha}, outside [0, 1]; set reward_weight and divergence_weight for other weights."
-    yield from _schedule("alpha", config.alpha, config.alpha_schedule)
+    yield from schedule_complaints("objective.alpha_schedule", config.alpha, config.alpha_schedule)
     for term in ("reward", "divergence"):
         weight, schedule = getattr(config, f"{term}_weight"), getattr(config, f"{term}_schedule")
         if weight is None and schedule.kind != "constant":
@@ -94,15 +94,15 @@ def _weights(config: ObjectiveConfig) -> Iterator[str]:
         if weight is not None:
             if min(_path_values(weight, schedule)) < 0:
                 yield f"objective.{term}_weight goes below 0, which would maximise what should be minimised; use a weight ≥ 0."
-            yield from _schedule(f"{term}_weight", weight, schedule)
+            yield from schedule_complaints(f"objective.{term}_schedule", weight, schedule)
     if config.cross_entropy_weight < 0:
         yield "objective.cross_entropy_weight is below 0; use a weight ≥ 0."
     if None not in (config.reward_weight, config.divergence_weight) and config.alpha_schedule.kind != "constant":
         yield "objective.alpha_schedule has no effect: both weights are set apart from α; schedule them, or leave them null."
 
 
-def _schedule(name: str, start: float, schedule: ScheduleConfig) -> Iterator[str]:
-    key = f"objective.{name.removesuffix('_weight')}_schedule"
+def schedule_complaints(key: str, start: float, schedule: ScheduleConfig) -> Iterator[str]:
+    """What cannot be of the schedule at ``key``, of a value that begins at ``start``."""
     if schedule.kind != "constant" and schedule.end is None:
         yield f"{key}.end is not set but kind '{schedule.kind}' needs it; give the value to move to."
     if schedule.kind == "exponential" and min(_path_values(start, schedule)) <= 0:

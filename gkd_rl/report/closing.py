@@ -21,7 +21,10 @@ def close_run(folder: Path, summary: Mapping[str, Any]) -> None:
     terminal.table(
         f"{folder}: {summary['steps']} steps in {summary['seconds']:.0f} s",
         ["", *(name for name, _ in shown)],
-        [[label, *(_cell(kind, values, summary) for _, values in shown)] for label, kind in _ROWS],
+        [
+            [label, *(_cell(kind, values, summary) for _, values in shown)]
+            for label, kind in (*_ROWS[:3], *_metric_rows(summary), *_ROWS[3:])
+        ],
     )
     terminal.table("where the time went", ["phase", "seconds", "share", "TFLOP"], _phases(summary["phase_seconds"], read_metrics(folder)))
     if has_plotly():
@@ -33,6 +36,10 @@ def close_run(folder: Path, summary: Mapping[str, Any]) -> None:
     if not has_plotly():
         terminal.say(f"           pip install 'gkd-rl[report]' && gkd-rl report {folder}          curves and every rollout on one page")
     terminal.say("           gkd-rl grade FILE.jsonl --reference-field answer --completion-field completion")
+
+
+def _metric_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name.replace("_", " "), f"metrics.{name}") for name in summary["after"].get("metrics", {})]
 
 
 _ROWS = (
@@ -65,7 +72,7 @@ def _cell(kind: str, values: Mapping[str, Any], summary: Mapping[str, Any]) -> s
         return f"{values['accuracy_low']:.3f} to {values['accuracy_high']:.3f}"
     if kind == "parameters":
         return f"{values.get('parameters', summary['parameters']):,}"
-    value = values.get(kind)
+    value = values.get("metrics", {}).get(kind.removeprefix("metrics.")) if kind.startswith("metrics.") else values.get(kind)
     if value is None:
         return "–"
     return f"{value:,.0f}" if kind == "tokens_per_second" else f"{value:.3f}"

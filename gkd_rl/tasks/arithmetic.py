@@ -17,6 +17,8 @@ from gkd_rl.types import Example
 class ArithmeticTask:
     """Problems of the given ``levels`` (number of operations); ``held_out_levels`` may be harder ones."""
 
+    metrics = ("majority_vote",)
+
     def __init__(
         self,
         levels: Sequence[int] = (1, 2, 3),

@@ -47,6 +47,16 @@ def make_task(config: Config) -> Task:
     return task  # pyright: ignore[reportReturnType]
 
 
+def metric_names(task: Task) -> tuple[str, ...]:
+    """Corpus metrics that a task names in ``metrics``, which it need not have."""
+    return tuple(getattr(task, "metrics", ()))
+
+
+def cut_column(task: Task) -> str | None:
+    """Column of the text that may be cut in a task's prompts, which it names in ``cut``; None: there is none."""
+    return getattr(task, "cut", None)
+
+
 def as_prompt(text: str, prompt_format: str, plain: str = "{text}\n", system: str | None = None) -> str | Sequence[Message]:
     """``text`` in the task's plain template, or as chat messages for the tokenizer's own template."""
     if prompt_format == "plain":

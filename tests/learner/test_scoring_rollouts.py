@@ -48,7 +48,8 @@ def test_sampled_rows_are_judged_with_their_columns_and_dataset_rows_are_not():
     totals, components = score_rollouts(WeightedSum([("own", recorder, 0.5)]), rollouts)
     assert recorder.prompts == ["a", "a", "b", "b"]
     assert recorder.completions == list(rollouts.texts[:4])
-    assert recorder.columns == {"reference": ["1", "1", "2", "2"], "level": [2, 2, None, None]}
+    ids = [ids[kept].tolist() for ids, kept in zip(rollouts.completion_ids[:4], rollouts.completion_mask[:4].bool(), strict=True)]
+    assert recorder.columns == {"reference": ["1", "1", "2", "2"], "level": [2, 2, None, None], "completion_ids": ids}
     assert totals[:4].tolist() == [0.5, 1.0, 1.5, 2.0] and totals[4:].isnan().all()
     assert components["own"][:4].tolist() == [1.0, 2.0, 3.0, 4.0] and components["own"][4:].isnan().all()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gkd_rl.objective import token_divergence
 
-KINDS = ("gjsd", "forward_kl", "reverse_kl", "skew_forward_kl", "skew_reverse_kl", "entropy_mixed")
+KINDS = ("gjsd", "forward_kl", "reverse_kl", "skew_forward_kl", "skew_reverse_kl", "entropy_mixed", "total_variation")
 
 EXTREMES = (0.0, 1.0, -1.0, 30.0, -30.0, 1e4, -1e4, -math.inf)
 

@@ -15,7 +15,7 @@ from gkd_rl.objective.head import logits_of
 from gkd_rl.types import GlobalCounts, TokenBatch
 
 COUNTS = GlobalCounts(6.0, 5.0, 4.0)
-KINDS = ("gjsd", "forward_kl", "reverse_kl", "skew_forward_kl", "skew_reverse_kl", "entropy_mixed")
+KINDS = ("gjsd", "forward_kl", "reverse_kl", "skew_forward_kl", "skew_reverse_kl", "entropy_mixed", "total_variation")
 
 
 def batch_of(ratios: list[float], **changes) -> TokenBatch:

@@ -26,6 +26,7 @@ DIVERGENCES = {
     "reverse_kl": DivergenceConfig("reverse_kl"),
     "skew_forward_kl": DivergenceConfig("skew_forward_kl", skew=0.2),
     "skew_reverse_kl": DivergenceConfig("skew_reverse_kl", skew=0.2),
+    "total_variation": DivergenceConfig("total_variation"),
     "entropy_mixed": DivergenceConfig("entropy_mixed"),
     "temperatures": DivergenceConfig(temperature=1.7, teacher_temperature=0.6),
     "temperature of forward_kl": DivergenceConfig("forward_kl", temperature=0.7),

@@ -21,7 +21,10 @@ EXTREMES = (0.0, 2.0, -2.0, 40.0, -40.0, 1e4, -1e4, -math.inf)
 
 DIVERGENCES = st.sampled_from(
     [
-        *(DivergenceConfig(kind) for kind in ("forward_kl", "reverse_kl", "skew_forward_kl", "skew_reverse_kl", "entropy_mixed")),
+        *(
+            DivergenceConfig(kind)
+            for kind in ("forward_kl", "reverse_kl", "skew_forward_kl", "skew_reverse_kl", "entropy_mixed", "total_variation")
+        ),
         *(DivergenceConfig(beta=beta) for beta in (0.0, 0.1, 0.5, 1.0)),
         DivergenceConfig(temperature=0.5, teacher_temperature=3.0),
         DivergenceConfig(estimator="top_k", top_k=2),

@@ -18,7 +18,7 @@ from gkd_rl.objective.head import logits_of
 from gkd_rl.objective.spans import later_sums
 from gkd_rl.types import GlobalCounts, MatchedHead, SpanScores, TokenBatch
 
-KINDS = ["gjsd", "forward_kl", "reverse_kl", "skew_forward_kl", "skew_reverse_kl", "entropy_mixed"]
+KINDS = ["gjsd", "forward_kl", "reverse_kl", "skew_forward_kl", "skew_reverse_kl", "entropy_mixed", "total_variation"]
 ALONE = GlobalCounts(0.0, 7.0, 0.0)
 
 

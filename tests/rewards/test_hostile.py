@@ -80,14 +80,15 @@ def test_nothing_is_evaluated(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_hundred_thousand_fuzzed_strings_raise_nothing_and_none_is_slow():
-    generator, slowest = random.Random(0), 0.0
-    for _ in range(100_000):
+@pytest.mark.parametrize("strings", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_fuzzed_strings_raise_nothing_and_none_is_slow(strings: int):
+    generator, slowest = random.Random(strings), 0.0
+    for _ in range(strings):
         completion = "".join(generator.choices(PIECES, k=generator.randint(0, 20)))
         reference = "".join(generator.choices(PIECES, k=generator.randint(0, 4)))
-        start = time.perf_counter()
+        start = time.thread_time()
         assert VERIFIER.verify(completion, reference).status in STATUSES
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.thread_time() - start)
     assert slowest < 1.0
 
 

@@ -200,3 +200,20 @@ def test_code_of_a_checkpoint_is_not_run(checkpoints: Path, tmp_path: Path):
     (tmp_path / "model.safetensors").write_bytes((checkpoints / "scalar" / "model.safetensors").read_bytes())
     with pytest.raises(InputError, match="cannot be loaded as a sequence classifier"):
         SequenceClassificationReward(tmp_path)
+
+
+def test_a_model_that_waits_elsewhere_comes_for_a_call_and_goes_back(checkpoints: Path, monkeypatch: pytest.MonkeyPatch):
+    reward = SequenceClassificationReward(checkpoints / "scalar")
+    expected = reward(PROMPTS, COMPLETIONS)
+    there, moves = torch.device("cpu", 0), []  # the same memory under another name: no second device is needed to see the moves
+    monkeypatch.setattr(reward.classifier, "device", there)
+    real = reward.classifier.model.to
+    monkeypatch.setattr(reward.classifier.model, "to", lambda device: moves.append(device) or real(device))
+    assert reward(PROMPTS, COMPLETIONS) == expected
+    assert moves == [there, torch.device("cpu")]
+    monkeypatch.setattr(reward.classifier, "_batch", lambda rows: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        reward(PROMPTS, COMPLETIONS)
+    assert moves == [there, torch.device("cpu")] * 2
+    with pytest.raises(InputError, match="offload is for a model on a GPU"):
+        SequenceClassificationReward(checkpoints / "scalar", device="cpu", offload=True)

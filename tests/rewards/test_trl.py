@@ -11,7 +11,7 @@ from trl.rewards.other_rewards import get_soft_overlong_punishment
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from reward_models import ArithmeticVerifier, WeightedSum
+from reward_models import ArithmeticVerifier, WeightedSum, load_reward
 
 WORDS = ["[PAD]", "[EOS]", "[UNK]", "####", *"0123456789", "what", "is"]
 
@@ -61,3 +61,13 @@ def test_a_reward_of_trl_runs_in_a_weighted_sum(length: int, expected: float):
     overlong = get_soft_overlong_punishment(max_completion_len=10, soft_punish_cache=4)
     total = WeightedSum([("right", ArithmeticVerifier(), 1.0), ("length", overlong, 1.0)])
     assert total(["what is 7"], ["#### 7"], reference=["7"], completion_ids=[[3] * length]) == [expected]
+
+
+def test_trls_own_rewards_are_named_by_their_path_and_run_on_chats():
+    pytest.importorskip("math_verify")
+    rewards = [(name, load_reward(f"trl.rewards.{name}"), 1.0) for name in ("think_format_reward", "accuracy_reward")]
+    chats = [
+        [{"role": "assistant", "content": text}] for text in (r"<think>so</think>\boxed{72}", r"\boxed{72}", r"<think>so</think>\boxed{71}")
+    ]
+    scored = WeightedSum(rewards).score(["p"] * 3, chats, solution=[r"\boxed{72}"] * 3)
+    assert scored.components == {"think_format_reward": [1.0, 0.0, 1.0], "accuracy_reward": [1.0, 1.0, 0.0]}

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from gkd_rl.config.load import load_config
-from gkd_rl.train import train
+from gkd_rl.training import train
 
 FULL_AT = 50_000
 """Bytes, above those of the logs, below those of any part of a checkpoint."""

@@ -12,7 +12,7 @@ from gkd_rl.config.load import load_config
 from gkd_rl.config.watch import WatchConfig
 from gkd_rl.errors import UserError
 from gkd_rl.objective.schedule import TermWeights
-from gkd_rl.train import train
+from gkd_rl.training import train
 from gkd_rl.watch import Watch
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -108,3 +108,35 @@ def test_the_verifier_gives_1_to_every_real_solution(real: Gsm8kTask):
     references = [example.columns["reference"] for example in examples]
     assert set(ArithmeticVerifier()([e.prompt for e in examples], completions, reference=references)) == {1.0}
     assert not any("<<" in completion for completion in completions)
+
+
+def test_solved_problems_stand_before_the_question_and_are_not_trained_on(folder: Path):
+    task = Gsm8kTask(data_dir=str(folder), shots=2)
+    assert task.train_size == 1
+    prompt, solved = str(task.train_example(0).prompt), " There are 48+24=72 {clips}.\n#### 72"
+    assert prompt == (
+        f"Question: How many? train 0\nAnswer:{solved}\n\nQuestion: How many? train 1\nAnswer:{solved}\n\n"
+        "Question: How many? train 2\nAnswer:"
+    )
+    assert str(task.held_out(1)[0].prompt).startswith(prompt[: prompt.rindex("Question")])
+    assert Gsm8kTask(data_dir=str(folder), shots=2, shots_from="test.jsonl").train_size == 3
+    chat = Gsm8kTask(data_dir=str(folder), shots=1, prompt_format="chat").train_example(0).prompt
+    assert [m["role"] for m in chat if not isinstance(m, str)] == ["system", "user", "assistant", "user"]
+
+
+def test_the_calculator_judges_recomputed_marks(folder: Path):
+    (reward,) = Gsm8kTask(data_dir=str(folder), calculator_marks=True, calculator=True).default_rewards()
+    assert reward.path == "gkd_rl.tasks.calculator.CalculatedVerifier"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"shots": 3}, "shots is 3, and there are 3 rows to take them from"),
+        ({"shots": -1}, "shots is -1; it is a number of solved problems"),
+        ({"calculator": True}, "calculator recomputes <<...>> marks, which calculator_marks=false leaves out"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(folder: Path, options: dict, said: str):
+    with pytest.raises(UserError, match=said):
+        Gsm8kTask(data_dir=str(folder), **options)

@@ -86,7 +86,7 @@ def _train(config: Config, processes: Processes, folder: RunFolder | None) -> di
                     if run.ahead is not None:
                         run.processes.together(run.ahead.settle)
                     state: dict[str, Any] = {"history": run.history.state_dict(), "watch": run.watch.state_dict(), "summary": summary}
-                    state["score"] = figures.get("eval_accuracy")
+                    state["score"] = figures.get(f"eval_{config.evaluation.score}")
                     checkpoints.save(done, run.engine, run.buffer, run.ahead, folder, state, run.parts.teaching.state_dict())
             bar.advance(1, _live(figures))
             if suspicion and config.watch.action == "stop":

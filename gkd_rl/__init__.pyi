@@ -1,0 +1,12 @@
+from gkd_rl.config.load import load_config as load_config
+from gkd_rl.config.run import Config as Config
+from gkd_rl.config.validate import validate as validate
+from gkd_rl.errors import UserError as UserError
+from gkd_rl.evaluation.command import evaluate as evaluate
+from gkd_rl.evaluation.evaluate import Evaluation as Evaluation
+from gkd_rl.objective.divergence import token_divergence as token_divergence
+from gkd_rl.objective.fused import fused_objective as fused_objective
+from gkd_rl.objective.unified import unified_objective as unified_objective
+from gkd_rl.training import train as train
+from reward_models import ArithmeticVerifier as ArithmeticVerifier
+from reward_models.grading import grade as grade
