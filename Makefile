@@ -6,7 +6,7 @@ VLLM_VENV := .venv-vllm
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup quickstart test test-slow test-vllm lint format docs models evidence clean
+.PHONY: setup quickstart test test-slow test-browser test-vllm lint format docs models evidence clean
 
 setup: $(VENV)/.ready
 
@@ -22,13 +22,17 @@ quickstart: setup
 	@$(BIN)/gkd-rl train configs/arithmetic.yaml
 
 # Tests start many processes: their threads sleep when they wait.
-test test-slow test-vllm: export OMP_WAIT_POLICY ?= PASSIVE
+test test-slow test-browser test-vllm: export OMP_WAIT_POLICY ?= PASSIVE
 
 test: setup
 	$(BIN)/python -m pytest
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+# Needs Chromium (apt-get install chromium); CHROMIUM=... names another one.
+test-browser: setup
+	$(BIN)/python -m pytest tests/report -m browser
 
 # vLLM pins what it depends on, so that it has an environment of its own.
 test-vllm: $(VLLM_VENV)/.ready

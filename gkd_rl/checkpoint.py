@@ -30,7 +30,7 @@ from gkd_rl.run_folder import RunFolder, remove_tree, write_atomically
 from gkd_rl.types import Heads
 
 CHANGEABLE = (
-    *("run_dir", "max_steps", "resume", "data_dir", "model", "log_rollouts_every"),
+    *("run_dir", "max_steps", "resume", "data_dir", "model", "log_rollouts_every", "log_top_choices"),
     *("engine.micro_batch_tokens", "engine.threads", "engine.timeout", "engine.max_bad_updates"),
     *("evaluation.every", "evaluation.during_examples", "evaluation.samples"),
     *(f"rollout.vllm.{item.name}" for item in fields(VllmConfig)),

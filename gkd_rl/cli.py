@@ -20,6 +20,7 @@ examples:
   gkd-rl check configs/arithmetic.yaml                          what is wrong with a run, before it is started
   gkd-rl train configs/paper/t5_xsum.yaml --dry-run             what a run would take
   gkd-rl ablate configs/ablate_alpha.yaml                       reward against distillation
+  gkd-rl report RUN_DIR [RUN_DIR ...]                           a page of runs and their rollouts
   gkd-rl export RUN_DIR --out MODEL                             a model folder from the newest checkpoint
   gkd-rl grade answers.jsonl --reference-field answer --completion-field completion
   torchrun --nproc_per_node 2 -m gkd_rl train configs/arithmetic.yaml engine.zero_stage=2
@@ -122,6 +123,17 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add_argument("--out", required=True, metavar="FOLDER", help="new folder of the model; an adapter goes to FOLDER/adapter")
     exporting.add_argument("--student", metavar="PATH", help="where the model that the run began with is now (default: student.path)")
     exporting.set_defaults(run=_export)
+    reporting = commands.add_parser(
+        "report",
+        help="one page of one or several runs: settings, curves, evaluation, every rollout",
+        description="Write one HTML file that needs no network: what was run, curves, evaluation, costs, and the rollouts token by token. "
+        "Several runs are compared.",
+    )
+    reporting.add_argument("runs", metavar="RUN_DIR", nargs="+", help="folder of a run, finished or not")
+    reporting.add_argument("--out", metavar="FILE", help="where the page goes (default: report.html in the first RUN_DIR)")
+    reporting.add_argument("--serve", action="store_true", help="serve the page to this machine instead, and follow the runs")
+    reporting.add_argument("--port", type=int, metavar="N", help="port of --serve (default: a free one)")
+    reporting.set_defaults(run=_report)
     grade = commands.add_parser(
         "grade",
         help="grade answers in a file against references",
@@ -251,6 +263,13 @@ def _export(parsed: argparse.Namespace) -> int:
     from gkd_rl.export import export
 
     export(parsed.source, parsed.out, parsed.student)
+    return 0
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from gkd_rl.report.command import report
+
+    report(parsed.runs, parsed.out, parsed.serve, parsed.port)
     return 0
 
 

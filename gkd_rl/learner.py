@@ -16,6 +16,7 @@ from gkd_rl.config.objective import Mean, ObjectiveConfig
 from gkd_rl.models.language_model import LanguageModel
 from gkd_rl.objective.fused import fused_objective
 from gkd_rl.objective.schedule import TermWeights
+from gkd_rl.objective.top_choices import top_choices
 from gkd_rl.rollout.rows import on_device, score_tensors
 from gkd_rl.types import (
     Experience,
@@ -46,6 +47,8 @@ class Learner:
     """Sums of the update's metrics over this rank's micro-batches."""
     records: list[tuple[Experience, ObjectiveResult]] | None = None
     """Where results are kept for the rollouts' file; None: nowhere."""
+    logged_choices: int = 0
+    """How many of the likeliest tokens of student and teacher are kept with them."""
 
     def loss(self, micro_batch: Experience | None) -> Tensor:
         """Loss of one micro-batch, divided by the global counts; a zero that reaches every parameter where there is none."""
@@ -57,6 +60,9 @@ class Learner:
         for name, value in result.sums.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         if self.records is not None:
+            if self.logged_choices:
+                ours, theirs = top_choices(batch, self.logged_choices)
+                result = replace(result, student_top=ours, teacher_top=theirs)
             self.records.append((micro_batch, result))
         return result.loss
 

@@ -120,7 +120,7 @@ def assemble(config: Config, processes: Processes, parts: Parts, folder: RunFold
         processes=processes,
         parts=parts,
         engine=build_engine(config, processes, parts.student, times),
-        learner=Learner(parts.student, config.objective),
+        learner=Learner(parts.student, config.objective, logged_choices=config.log_top_choices),
         buffer=SamplingBuffer(
             config.rollout.max_staleness,
             int(parts.student.tokenizer.pad_token_id),  # pyright: ignore[reportArgumentType]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from gkd_rl.processes import Processes
-from gkd_rl.types import Experience, ObjectiveResult, Rollouts
+from gkd_rl.types import Experience, ObjectiveResult, Rollouts, TopChoices
+
+_COVERED = 0.999
+"""Probability beyond which no further choice is logged: most tokens are all but certain."""
 
 
 def rollout_health(experience: Experience, processes: Processes) -> dict[str, float]:
@@ -79,13 +82,16 @@ def _bigrams(experience: Experience) -> dict[str, float]:
 
 
 def rollout_rows(step: int, records: Sequence[tuple[Experience, ObjectiveResult]]) -> list[dict[str, Any]]:
-    """One row per completion: texts, rewards, and per token the id, the student's log-probability and the divergence."""
+    """One row per completion: texts, rewards, and per token the id, the student's log-probability, the divergence and, where they are
+    kept, the likeliest tokens of student and teacher as ``[id, probability]``."""
     rows: list[dict[str, Any]] = []
     for experience, result in records:
         rollouts = experience.rollouts
         counts = rollouts.completion_mask.sum(1).tolist()
         logprobs = result.token_logprobs.split(counts)
         divergences = result.token_divergence.split(counts)
+        tops = {"student_top": result.student_top, "teacher_top": result.teacher_top}
+        choices = {name: _choices(top, counts) for name, top in tops.items() if top is not None}
         for i, example in enumerate(rollouts.examples):
             rows.append(
                 {
@@ -102,9 +108,22 @@ def rollout_rows(step: int, records: Sequence[tuple[Experience, ObjectiveResult]
                     "tokens": rollouts.completion_ids[i, : counts[i]].tolist(),
                     "logprobs": [_number(value, 4) for value in logprobs[i].tolist()],
                     "divergence": [_number(value, 4) for value in divergences[i].tolist()],
+                    **{name: per_row[i] for name, per_row in choices.items()},
                 }
             )
     return rows
+
+
+def _choices(top: TopChoices, counts: Sequence[int]) -> list[list[list[list[float]]]]:
+    """Per row and token the likeliest tokens with their probabilities, as many as hold ``_COVERED`` of it at most."""
+    kept = (top.probabilities.cumsum(-1) - top.probabilities < _COVERED).sum(-1).tolist()
+    ids, probabilities = top.ids.tolist(), top.probabilities.tolist()
+    tokens = [
+        [[number, round(p, 4)] for number, p in zip(row[:most], values[:most], strict=True)]
+        for row, values, most in zip(ids, probabilities, kept, strict=True)
+    ]
+    ends = list(accumulate(counts))
+    return [tokens[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
 
 def _number(value: float, digits: int = 5) -> float | None:

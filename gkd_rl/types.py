@@ -246,6 +246,16 @@ class GlobalCounts:
 
 
 @dataclass(frozen=True)
+class TopChoices:
+    """The likeliest tokens of a distribution, likeliest first."""
+
+    ids: Tensor
+    """[N, K] int64"""
+    probabilities: Tensor
+    """[N, K] fp32"""
+
+
+@dataclass(frozen=True)
 class ObjectiveResult:
     """What the objective returns for one micro-batch."""
 
@@ -259,3 +269,7 @@ class ObjectiveResult:
     """[N] fp32, detached, unweighted"""
     token_entropy: Tensor
     """[N] fp32, detached"""
+    student_top: TopChoices | None = None
+    """the student's likeliest tokens; None where they are not logged"""
+    teacher_top: TopChoices | None = None
+    """the teacher's likewise; None also where it has none to show"""

@@ -349,6 +349,8 @@ class Config:
     """Model that ``gkd-rl evaluate`` evaluates; by default the run's final model if there is one, else the student."""
     log_rollouts_every: int = 1
     """Rollouts of every so many steps are written to the run's folder; 0: none."""
+    log_top_choices: int = 3
+    """With each token, the so many likeliest ones of student and teacher, fewer where these hold 0.999 of the probability; 0: none."""
     student: StudentConfig = field(default_factory=StudentConfig)
     """The model that is trained."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

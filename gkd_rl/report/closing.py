@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from gkd_rl.console import Terminal
+from gkd_rl.report.page import has_plotly, write_report
 
 
 def close_run(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Print the tables of ``summary`` and of the phases' times, draw ``curves.png``, and name the next commands."""
+    """Print the tables of ``summary`` and of the phases' times, draw ``curves.png``, write ``report.html`` where plotly is, and name
+    the next commands."""
     terminal = Terminal()
     picture = draw_curves(folder, summary)
     columns = [("student before", summary["before"]), ("teacher", summary.get("teacher")), ("student after", summary["after"])]
@@ -25,10 +27,14 @@ def close_run(folder: Path, summary: Mapping[str, Any]) -> None:
         ],
     )
     terminal.table("where the time went", ["phase", "seconds", "share", "TFLOP"], _phases(summary["phase_seconds"], read_metrics(folder)))
+    if has_plotly():
+        terminal.say(f"report     {write_report([folder], folder / 'report.html')}   (open it in a browser)")
     terminal.say(f"picture    {picture}")
     terminal.say(f"model      {folder / 'model'}   (AutoModelForCausalLM.from_pretrained or its encoder-decoder twin)")
     terminal.say(f"next       gkd-rl evaluate {folder / 'config.yaml'} model={folder / 'model'} evaluation.samples=8")
     terminal.say("           gkd-rl ablate configs/ablate_alpha.yaml          reward against distillation, α from 0 to 1")
+    if not has_plotly():
+        terminal.say(f"           pip install 'gkd-rl[report]' && gkd-rl report {folder}          curves and every rollout on one page")
     terminal.say("           gkd-rl grade FILE.jsonl --reference-field answer --completion-field completion")
 
 
