@@ -15,6 +15,7 @@ from reward_models.errors import InputError, RewardError
 
 _EPILOG = """
 examples:
+  gkd-rl init mine.yaml                                         a commented configuration to begin with
   gkd-rl train configs/arithmetic.yaml                          align and compress the embedded student
   gkd-rl train configs/gsm8k.yaml data_dir=DATA student.path=A teacher.path=B
   gkd-rl check configs/arithmetic.yaml                          what is wrong with a run, before it is started
@@ -94,6 +95,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher puts it first; LOCAL_RANK says the same
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    starting = commands.add_parser(
+        "init",
+        help="write a commented configuration to begin with",
+        description="Write a configuration with a word on each setting that matters; for arithmetic it runs as it is.",
+    )
+    starting.add_argument("file", metavar="FILE", help="the new YAML file; the run goes to runs/NAME")
+    starting.add_argument("--task", choices=["arithmetic", "gsm8k", "custom"], default="arithmetic", help="default: arithmetic")
+    starting.add_argument("--student", metavar="PATH", help="folder or hub name of the student (default: the embedded one)")
+    starting.add_argument("--teacher", metavar="PATH", help="folder or hub name of the teacher (default: the embedded one)")
+    starting.set_defaults(run=_init)
     train = _configured(commands, "train", _train, "train a student on reward and teacher at once", _TRAIN)
     train.add_argument("--dry-run", action="store_true", help="print work, memory and time of the run instead, without loading a model")
     train.add_argument("--json", action="store_true", help="with --dry-run: one JSON object instead of tables")
@@ -256,6 +267,14 @@ def _cache_teacher(parsed: argparse.Namespace) -> int:
     from gkd_rl.cache_teacher import cache_teacher
 
     cache_teacher(config, parsed.out)
+    return 0
+
+
+def _init(parsed: argparse.Namespace) -> int:
+    from gkd_rl.starting import write_start
+
+    write_start(Path(parsed.file), parsed.task, parsed.student, parsed.teacher)
+    print(f"{parsed.file}\nnext       gkd-rl check {parsed.file}\n           gkd-rl train {parsed.file}")
     return 0
 
 
