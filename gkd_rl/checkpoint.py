@@ -134,9 +134,9 @@ class Checkpoints:
         """
         rank, device = engine.processes.rank, engine.processes.device
         try:
-            engine.load(place)
             if ranks != engine.processes.count:
-                return
+                return engine.load_of(place, ranks)
+            engine.load(place)
             state = torch.load(place / f"buffer-{rank}.pt", map_location=device, weights_only=True)
             begun = {} if ahead is None else torch.load(place / f"ahead-{rank}.pt", map_location=device, weights_only=True)
         except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
@@ -172,11 +172,20 @@ def require_same_run(config: Config, ranks: int) -> None:
     state = Checkpoints(folder, config.checkpoint.keep).glimpse() or {"step": 0, "ranks": ranks}
     if state["step"] > config.max_steps:
         raise UserError(f"run_dir {folder} holds a run of {state['step']} steps, more than max_steps={config.max_steps}; raise max_steps")
-    if state["ranks"] != ranks and state["step"] < config.max_steps and (config.engine.zero_stage or config.rollout.max_staleness):
-        why = "rollout.max_staleness keeps rows" if config.rollout.max_staleness else f"engine.zero_stage={config.engine.zero_stage} shards"
-        raise UserError(
-            f"run_dir {folder} holds a run of {state['ranks']} processes, not {ranks}, and {why} by it; start as many to continue it"
-        )
+    if state["ranks"] != ranks and state["step"] < config.max_steps and (why := _bound_to_ranks(config)):
+        raise UserError(f"run_dir {folder} holds a run of {state['ranks']} processes, not {ranks}, and {why}; start as many to continue it")
+
+
+def _bound_to_ranks(config: Config) -> str | None:
+    """Why only as many processes as before can go on from a checkpoint; None: any number can."""
+    engine = config.engine
+    if config.rollout.max_staleness:
+        return "rollout.max_staleness keeps rows by it"
+    if engine.zero_stage == 1 and config.student.dtype == "bfloat16":
+        return "the optimiser of a bfloat16 student at engine.zero_stage=1 is cut up by it"
+    if "nvme" in (engine.offload_optimizer, engine.offload_parameters):
+        return "states on NVMe are cut up by it"
+    return None
 
 
 Found = tuple[tuple[Path, dict[str, Any]] | None, list[str]]

@@ -26,6 +26,7 @@ from gkd_rl.console import PhaseTimes
 from gkd_rl.errors import UserError
 from gkd_rl.operators import import_deepspeed, make_optimizer
 from gkd_rl.processes import Processes
+from gkd_rl.resharding import put, whole_states
 from gkd_rl.types import Experience
 
 Forward = Callable[[Experience | None], Tensor]
@@ -228,6 +229,13 @@ class Engine:
         )
         if path is None:
             raise UserError(f"the checkpoint {folder} cannot be read; remove it to continue from an earlier one")
+
+    def load_of(self, folder: Path, ranks: int) -> None:
+        """What as many as ``ranks`` ranks saved, another number than there is now. Raises ``UserError`` if it cannot be taken over."""
+        if self.config.zero_stage:
+            put(self.deepspeed, *whole_states(folder, ranks))
+        else:
+            self.load(folder)
 
 
 @contextmanager

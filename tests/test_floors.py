@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
             "gkd_rl.teacher",
             "gkd_rl.rollout",
             "gkd_rl.engine",
+            "gkd_rl.resharding",
             "gkd_rl.processes",
             "gkd_rl.accumulated",
             "gkd_rl.operators",
