@@ -6,7 +6,7 @@ VLLM_VENV := .venv-vllm
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup quickstart test test-slow test-browser test-vllm lint format docs models evidence clean
+.PHONY: setup quickstart test test-slow test-browser test-vllm lint format docs models evidence evidence-text clean
 
 setup: $(VENV)/.ready
 
@@ -68,6 +68,9 @@ models: setup
 # Every baseline with three seeds at equal arithmetic: hours. What is there is not repeated.
 evidence: setup
 	$(BIN)/python scripts/evidence.py
+
+evidence-text: setup
+	$(BIN)/python scripts/evidence_text.py
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

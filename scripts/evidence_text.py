@@ -62,8 +62,8 @@ class Study:
     student_steps: int
     teraflops: float
     """of one run, generation, teacher and student together"""
-    first: tuple[str, int] | None = None
-    """rows on which both models are fitted before those of the task, and how many steps"""
+    copying_steps: tuple[int, int] = (0, 0)
+    """of teacher and student on leading sentences (``text_rows.leading_sentences``), before those on the task's rows"""
 
 
 TRANSLATION = Study(
@@ -77,11 +77,27 @@ TRANSLATION = Study(
     answer=40,
     reward="chrf",
     score="bleu",
-    teacher_steps=1600,
-    student_steps=500,
-    teraflops=3.0,
+    teacher_steps=1100,
+    student_steps=300,
+    teraflops=1.2,
 )
-STUDIES = {study.name: study for study in (TRANSLATION,)}
+SUMMARIZATION = Study(
+    name="summarization",
+    path="gkd_rl.tasks.summarization.SummarizationTask",
+    options={"template": "{text}"},
+    rows=text_rows.summarization_rows,
+    tests=("test",),
+    long_prompts="truncate",
+    prompt=96,
+    answer=40,
+    reward="rouge2",
+    score="rouge2",
+    teacher_steps=200,
+    student_steps=100,
+    teraflops=1.2,
+    copying_steps=(500, 300),
+)
+STUDIES = {study.name: study for study in (TRANSLATION, SUMMARIZATION)}
 
 _ROWS = ["rollout.on_policy_share=0", "rollout.prompts_per_step=64", "rollout.per_prompt=1"]
 METHODS: dict[str, list[str]] = {
@@ -105,9 +121,9 @@ def settings(study: Study, folder: Path, test: str) -> dict[str, Any]:
         "teacher": {"path": str(folder / "teacher")},
         "task": {"path": study.path, "options": options, "max_prompt_tokens": study.prompt, "long_prompts": study.long_prompts},
         "rewards": [{"path": "reward_models.TextMetric", "name": study.reward, "options": {"metric": study.reward}}],
-        "rollout": {"prompts_per_step": 16, "per_prompt": 4, "max_new_tokens": study.answer},
+        "rollout": {"prompts_per_step": 16, "per_prompt": 4, "max_new_tokens": study.answer, "updates_per_pass": 2},
         "objective": {"divergence": {"kind": "gjsd", "beta": 0.5, "rescale": True}, "advantage": {"kind": "grpo"}},
-        "optimizer": {"lr": 1e-3, "schedule": "linear", "warmup_steps": 5},
+        "optimizer": {"kind": "muon", "lr": 2e-3, "schedule": "linear", "warmup_steps": 5},
         "engine": {"micro_batch_tokens": 8192},
         "evaluation": {"examples": 2, "teacher": False, "metrics": []},
         "checkpoint": {"every": 50, "keep": 1},
@@ -129,22 +145,28 @@ def prepare(study: Study, folder: Path, data: Path, shorten: float) -> None:
         rows = study.rows(data)
         text_rows.write(rows, folder / "all")
         text_models.fit_tokenizer(text_rows.texts(rows["train"]), text_models.VOCABULARY).save_pretrained(folder / "tokenizer")
-        fitting = {number for number, _ in _pairs(study, folder, "all")}
+        fitting = {number for number, _ in _pairs(study, folder, "all/train")}
         rows["train"] = [row for number, row in enumerate(rows["train"]) if number in fitting]
+        if any(study.copying_steps):
+            rows["copying"] = text_rows.leading_sentences(rows["train"][WATCHED:])
         text_rows.write(rows, folder / "data")
     tokenizer = load_tokenizer(str(folder / "tokenizer"), "tokenizer")
-    pairs = [pair for _, pair in _pairs(study, folder, "data")]
+    pairs = [pair for _, pair in _pairs(study, folder, "data/train")]
     for number, (kind, steps) in enumerate({"teacher": study.teacher_steps, "student": study.student_steps}.items(), 1):
         if not (folder / kind / "config.json").is_file():
-            print(f"{study.name}: {kind}, {len(pairs)} training rows", flush=True)
+            print(f"{study.name}: {kind}, {len(pairs) - WATCHED} training rows", flush=True)
             model = text_models.new_model(kind, tokenizer, seed=number)
+            if copying := round(study.copying_steps[number - 1] * shorten):
+                copied = [pair for _, pair in _pairs(study, folder, "data/copying")]
+                text_models.fit(model, copied, copying, seed=number)
             text_models.fit(model, pairs[WATCHED:], max(1, round(steps * shorten)), seed=number, watched=pairs[:WATCHED])
             text_models.save(model, folder / kind)
 
 
 def _pairs(study: Study, folder: Path, rows: str) -> list[tuple[int, text_models.Pair]]:
-    """Number and tokens of each training row in ``folder / rows`` of which both sides fit the study's limits."""
-    config = load_config(configuration(study, folder), [f"data_dir={folder / rows}"])
+    """Number and tokens of each row in the file ``rows`` of which both sides fit the study's limits."""
+    config = load_config(configuration(study, folder))
+    config.task.options |= {"train": str(folder / f"{rows}.jsonl"), "test": str(folder / f"{rows}.jsonl")}
     tokenizer = load_tokenizer(str(folder / "tokenizer"), "tokenizer")
     task = make_task(config)
     assert task.train_size is not None

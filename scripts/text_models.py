@@ -25,7 +25,6 @@ SHAPES = {
 }
 
 VOCABULARY = 3000
-DROPOUT = 0.2
 RATES = 0.006, 0.01
 """peak learning rates of the matrices and of the rest"""
 
@@ -51,7 +50,7 @@ def new_model(kind: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> Langu
     """A model of ``SHAPES[kind]`` with random weights."""
     torch.manual_seed(seed)
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "decoder_start_token_id": tokenizer.pad_token_id}
-    config = T5Config(vocab_size=len(tokenizer), dropout_rate=DROPOUT, relative_attention_max_distance=64, **ids, **SHAPES[kind])
+    config = T5Config(vocab_size=len(tokenizer), dropout_rate=0.0, relative_attention_max_distance=64, **ids, **SHAPES[kind])
     return wrap(T5ForConditionalGeneration(config), tokenizer)
 
 
@@ -74,7 +73,7 @@ def _padded(rows: Sequence[list[int]], pad: int) -> tuple[Tensor, Tensor]:
     return ids, torch.arange(width) < lengths[:, None]
 
 
-def fit(model: LanguageModel, pairs: Sequence[Pair], steps: int, batch: int = 64, seed: int = 0, watched: Sequence[Pair] = ()) -> None:
+def fit(model: LanguageModel, pairs: Sequence[Pair], steps: int, batch: int = 32, seed: int = 0, watched: Sequence[Pair] = ()) -> None:
     """Cross-entropy (labels smoothed by 0.1) for ``steps`` steps: Muon for the matrices, AdamW for the rest; the rates rise over 50 steps
     and fall linearly to zero over the last two thirds. The loss of ``watched`` pairs, which are not trained on, is printed beside."""
     named = list(model.module.named_parameters())

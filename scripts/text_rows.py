@@ -51,6 +51,16 @@ def summarization_rows(data: Path) -> dict[str, list[Row]]:
     }
 
 
+def leading_sentences(rows: Sequence[Row]) -> list[Row]:
+    """From summarization rows many easier ones: what is left of a document from each of its sentences on, with that sentence as summary."""
+    return [
+        {"source": row["source"][start:], "target": [sentence]}
+        for row in rows
+        for start, sentence in enumerate(row["source"])
+        if len(sentence.split()) > 3
+    ]
+
+
 def write(rows: dict[str, list[Row]], folder: Path) -> None:
     """One JSONL file for each part."""
     folder.mkdir(parents=True, exist_ok=True)
