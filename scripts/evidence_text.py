@@ -79,7 +79,7 @@ TRANSLATION = Study(
     score="bleu",
     teacher_steps=1100,
     student_steps=300,
-    teraflops=1.2,
+    teraflops=0.4,
 )
 SUMMARIZATION = Study(
     name="summarization",
@@ -94,7 +94,7 @@ SUMMARIZATION = Study(
     score="rouge2",
     teacher_steps=200,
     student_steps=100,
-    teraflops=1.2,
+    teraflops=0.4,
     copying_steps=(500, 300),
 )
 STUDIES = {study.name: study for study in (TRANSLATION, SUMMARIZATION)}
@@ -121,7 +121,7 @@ def settings(study: Study, folder: Path, test: str) -> dict[str, Any]:
         "teacher": {"path": str(folder / "teacher")},
         "task": {"path": study.path, "options": options, "max_prompt_tokens": study.prompt, "long_prompts": study.long_prompts},
         "rewards": [{"path": "reward_models.TextMetric", "name": study.reward, "options": {"metric": study.reward}}],
-        "rollout": {"prompts_per_step": 16, "per_prompt": 4, "max_new_tokens": study.answer, "updates_per_pass": 2},
+        "rollout": {"prompts_per_step": 16, "per_prompt": 4, "max_new_tokens": study.answer, "updates_per_pass": 4},
         "objective": {"divergence": {"kind": "gjsd", "beta": 0.5, "rescale": True}, "advantage": {"kind": "grpo"}},
         "optimizer": {"kind": "muon", "lr": 2e-3, "schedule": "linear", "warmup_steps": 5},
         "engine": {"micro_batch_tokens": 8192},
