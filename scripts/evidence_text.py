@@ -25,9 +25,11 @@ import text_results
 import text_rows
 import torch
 import yaml
+from transformers import PreTrainedTokenizerBase
 
 from gkd_rl.config.load import load_config
 from gkd_rl.config.run import Config
+from gkd_rl.models.language_model import LanguageModel, load_language_model
 from gkd_rl.models.tokenizers import completion_tokens, load_tokenizer, prompt_tokens
 from gkd_rl.plan.plan import plan
 from gkd_rl.tasks.base import make_task
@@ -78,8 +80,8 @@ TRANSLATION = Study(
     reward="chrf",
     score="bleu",
     teacher_steps=1100,
-    student_steps=300,
-    teraflops=0.4,
+    student_steps=120,
+    teraflops=0.6,
 )
 SUMMARIZATION = Study(
     name="summarization",
@@ -93,9 +95,9 @@ SUMMARIZATION = Study(
     reward="rouge2",
     score="rouge2",
     teacher_steps=200,
-    student_steps=100,
-    teraflops=0.4,
-    copying_steps=(500, 300),
+    student_steps=60,
+    teraflops=0.6,
+    copying_steps=(500, 60),
 )
 STUDIES = {study.name: study for study in (TRANSLATION, SUMMARIZATION)}
 
@@ -155,12 +157,18 @@ def prepare(study: Study, folder: Path, data: Path, shorten: float) -> None:
     for number, (kind, steps) in enumerate({"teacher": study.teacher_steps, "student": study.student_steps}.items(), 1):
         if not (folder / kind / "config.json").is_file():
             print(f"{study.name}: {kind}, {len(pairs) - WATCHED} training rows", flush=True)
-            model = text_models.new_model(kind, tokenizer, seed=number)
+            model = _unfitted(kind, folder, tokenizer)
             if copying := round(study.copying_steps[number - 1] * shorten):
                 copied = [pair for _, pair in _pairs(study, folder, "data/copying")]
                 text_models.fit(model, copied, copying, seed=number)
             text_models.fit(model, pairs[WATCHED:], max(1, round(steps * shorten)), seed=number, watched=pairs[:WATCHED])
             text_models.save(model, folder / kind)
+
+
+def _unfitted(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
+    if kind == "teacher":
+        return text_models.new_teacher(tokenizer, seed=1)
+    return text_models.smaller(load_language_model(str(folder / "teacher"), "teacher.path"))
 
 
 def _pairs(study: Study, folder: Path, rows: str) -> list[tuple[int, text_models.Pair]]:

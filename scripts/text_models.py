@@ -19,11 +19,10 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5Con
 from gkd_rl.models.language_model import LanguageModel, wrap
 from gkd_rl.objective.head import logits_of
 
-SHAPES = {
-    "teacher": {"d_model": 160, "d_kv": 40, "d_ff": 416, "num_layers": 3, "num_decoder_layers": 3, "num_heads": 4},
-    "student": {"d_model": 96, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 3},
-}
-
+SHAPE = {"d_model": 160, "d_kv": 40, "d_ff": 416, "num_layers": 3, "num_decoder_layers": 3, "num_heads": 4}
+"""of the teacher"""
+KEPT = {"encoder": (0, 2), "decoder": (0,)}
+"""layers of the teacher from which the student is made"""
 VOCABULARY = 3000
 RATES = 0.006, 0.01
 """peak learning rates of the matrices and of the rest"""
@@ -46,12 +45,27 @@ def fit_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(kind: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> LanguageModel:
-    """A model of ``SHAPES[kind]`` with random weights."""
+def new_teacher(tokenizer: PreTrainedTokenizerBase, seed: int) -> LanguageModel:
+    """A model of ``SHAPE`` with random weights."""
     torch.manual_seed(seed)
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "decoder_start_token_id": tokenizer.pad_token_id}
-    config = T5Config(vocab_size=len(tokenizer), dropout_rate=0.0, relative_attention_max_distance=64, **ids, **SHAPES[kind])
+    config = T5Config(vocab_size=len(tokenizer), dropout_rate=0.0, relative_attention_max_distance=64, **ids, **SHAPE)
     return wrap(T5ForConditionalGeneration(config), tokenizer)
+
+
+def smaller(teacher: LanguageModel) -> LanguageModel:
+    """A student with the teacher's embeddings and its layers ``KEPT`` (shrink and fine-tune: Shleifer and Rush 2020, arXiv 2010.13002),
+    which has to be fitted anew."""
+    counts = {"num_layers": len(KEPT["encoder"]), "num_decoder_layers": len(KEPT["decoder"])}
+    student = T5ForConditionalGeneration(T5Config.from_dict({**teacher.module.config.to_dict(), **counts}))
+    named = teacher.module.state_dict().items()
+    weights = {name: value for name, value in named if ".block." not in name}
+    for side, layers in KEPT.items():
+        for place, layer in enumerate(layers):
+            old, new = (f"{side}.block.{number}." for number in (layer, place))
+            weights |= {new + name.removeprefix(old): value for name, value in named if name.startswith(old)}
+    student.load_state_dict(weights)
+    return wrap(student, teacher.tokenizer)
 
 
 def batches(pairs: Sequence[Pair], size: int, pad: int, rng: random.Random) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:

@@ -128,11 +128,23 @@ def test_batches_hold_every_pair_once_in_a_pass():
 def test_a_model_learns_its_pairs():
     tokenizer = text_models.fit_tokenizer(TEXTS, 300)
     pairs = [(tokenizer(text)["input_ids"], [*tokenizer(other)["input_ids"], 1]) for text, other in zip(TEXTS, REFERENCES, strict=True)]
-    model = text_models.new_model("student", tokenizer, seed=0)
+    model = text_models.new_teacher(tokenizer, seed=0)
 
     before = text_models.surprise(model, pairs)
     text_models.fit(model, pairs, 60, batch=4)
     assert text_models.surprise(model, pairs) < 0.3 * before
+    student = text_models.smaller(model)
+    mine, its = (dict(one.module.named_parameters()) for one in (student, model))
+    assert student.parameters < model.parameters and "encoder.block.2.layer.0.layer_norm.weight" not in mine
+    for ours, theirs in (
+        ("encoder.block.0", "encoder.block.0"),
+        ("encoder.block.1", "encoder.block.2"),
+        ("decoder.block.0", "decoder.block.0"),
+    ):
+        of_layer = [name for name in mine if name.startswith(ours)]
+        assert of_layer and all(mine[name].equal(its[name.replace(ours, theirs)]) for name in of_layer)
+    assert mine["shared.weight"].equal(its["shared.weight"])
+    assert student.completion_hidden(*next(text_models.batches(pairs, 4, 0, random.Random(0)))).isfinite().all()
 
 
 @needs_data
