@@ -59,7 +59,6 @@ class Study:
     answer: int
     reward: str
     """a metric of ``reward_models.TextMetric``"""
-    score: str
     teacher_steps: int
     student_steps: int
     teraflops: float
@@ -78,7 +77,6 @@ TRANSLATION = Study(
     prompt=40,
     answer=40,
     reward="chrf",
-    score="bleu",
     teacher_steps=1100,
     student_steps=120,
     teraflops=0.6,
@@ -93,7 +91,6 @@ SUMMARIZATION = Study(
     prompt=96,
     answer=40,
     reward="rouge2",
-    score="rouge2",
     teacher_steps=200,
     student_steps=60,
     teraflops=0.6,
@@ -219,7 +216,7 @@ def judge(study: Study, model: Path, folder: Path, arguments: argparse.Namespace
             config = load_config(
                 configuration(study, folder.parent, test), [*given, "evaluation.metrics=null", f"engine.threads={arguments.threads}"]
             )
-            text_results.save(text_results.evaluate(config, model, study.score == "bleu", study.reward), path)
+            text_results.save(text_results.evaluate(config, model, study.reward), path)
 
 
 def work(study: Study, arguments: argparse.Namespace) -> None:
@@ -256,7 +253,7 @@ def main() -> None:
         for name in arguments.task:
             work(STUDIES[name], arguments)
     table = arguments.page.with_suffix(".csv")
-    lines = [line for name, study in STUDIES.items() for line in text_page.lines_of(arguments.out / name, study.score)]
+    lines = [line for name in STUDIES for line in text_page.lines_of(arguments.out / name)]
     text_page.write_table(lines, table)
     text_page.write(text_page.read_table(table), arguments.page)
     print(f"{len(lines)} lines in {table}, tables in {arguments.page}")

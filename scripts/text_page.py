@@ -19,7 +19,7 @@ Line = dict[str, str]
 """column → value as text; empty where there is none"""
 
 PHASES = ("generation", "teacher", "student")
-FIGURES = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "ntrex_bleu", "ntrex_chrf")
+FIGURES = ("score", "bleu", "chrf", "rouge1", "rouge2", "rougeL", "ntrex_bleu", "ntrex_chrf")
 SAMPLED = ("reward", "self_bleu", "distinct_2", "reverse_kl", "length", "truncated")
 RANGES = ("score_low", "score_high", "reward_low", "reward_high")
 GAINS = tuple(f"{of}_{part}" for of in ("score_gain", "reward_gain") for part in ("mean", "low", "high"))
@@ -28,11 +28,12 @@ COLUMNS = ("task", "method", "seed", "rows", "steps", *PHASES, *FIGURES, *SAMPLE
 SINGLE = {"student-itself": "initial student", "teacher-itself": "teacher"}
 COMPARED_WITH = "on_policy_gkd"
 ORDER = ("initial student", "teacher", "sft", "supervised_kd", "on_policy_gkd", "joint_0.9", "joint_0.5", "joint_0.1", "reward")
+BESIDE = {"reverse_kl": "KL to teacher", "self_bleu": "Self-BLEU", "distinct_2": "distinct-2", "length": "tokens"}
 CURVE = ("on_policy_gkd", "joint_0.9", "joint_0.5", "joint_0.1", "reward")
 
 
-def lines_of(folder: Path, score: str) -> list[Line]:
-    """The lines of one task, from what its models and runs left in ``folder``; ``score`` names the figure that has intervals."""
+def lines_of(folder: Path) -> list[Line]:
+    """The lines of one task, from what its models and runs left in ``folder``."""
     found: dict[str, dict[str, tuple[text_results.Judged, Line]]] = {}
     for place in sorted(folder.glob("*/test.json")):
         method, _, seed = place.parent.name.partition("-seed-")
@@ -46,11 +47,11 @@ def lines_of(folder: Path, score: str) -> list[Line]:
     lines = []
     for method in sorted(found, key=ORDER.index):
         ours = [line for _, line in found[method].values()]
-        lines += [*ours, _summary(ours, score, draws[method], draws.get(COMPARED_WITH))]
+        lines += [*ours, _summary(ours, draws[method], draws.get(COMPARED_WITH))]
     return lines
 
 
-def _summary(runs: Sequence[Line], score: str, draws, compared) -> Line:
+def _summary(runs: Sequence[Line], draws, compared) -> Line:
     """Means of ``runs``, intervals from the bootstrap, and gains over the method that all are compared with."""
     line = {name: runs[0][name] for name in ("task", "method", "rows")} | {"seed": "all"}
     means = {name: _mean([run[name] for run in runs]) for name in COLUMNS[4:] if all(run.get(name) for run in runs)}
@@ -61,7 +62,6 @@ def _summary(runs: Sequence[Line], score: str, draws, compared) -> Line:
         if others is not None and runs[0]["method"] != COMPARED_WITH:
             low, high = text_results.interval(values - others)
             line |= _numbers({f"{of}_gain_mean": float(np.mean(values - others)), f"{of}_gain_low": low, f"{of}_gain_high": high})
-    assert score in means
     return line
 
 
@@ -117,39 +117,30 @@ def marks(task: str) -> tuple[str, str]:
 
 def tables(lines: Sequence[Line]) -> str:
     """Two tables of one task: quality by method, and what the answers are like and cost."""
-    score, others = (
-        ("rouge2", ("rouge1", "rougeL")) if any(line["rouge2"] for line in lines) else ("bleu", ("chrf", "ntrex_bleu", "ntrex_chrf"))
-    )
-    names = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
-    names |= {"ntrex_bleu": "NTREX: BLEU", "ntrex_chrf": "chrF"}
-    methods = [line for line in lines if line["seed"] == "all"]
-    first = [["method", "runs", names[score], "95%", "by seed", *(names[name] for name in others), "reward", "95%"]]
-    second = [["method", "over GKD: " + names[score], "reward", "KL to teacher", "Self-BLEU", "distinct-2", "tokens", "steps", "TFLOP"]]
-    for line in methods:
-        runs = [run for run in lines if run["method"] == line["method"] and run["seed"] != "all"]
-        first.append(
-            [
-                *(_name(line), str(len(runs)), _text(line[score], 2), _range(line, "score", 2)),
-                *(" ".join(_text(run[score], 2) for run in runs) if len(runs) > 1 else "–", *(_text(line[name], 2) for name in others)),
-                *(_text(line["reward"], 4), _range(line, "reward", 4)),
-            ]
-        )
-        work = ", ".join(_text(line[phase], 2) for phase in PHASES) if line["steps"] else "–"
-        shown = (("reverse_kl", 3), ("self_bleu", 1), ("distinct_2", 3), ("length", 1), ("steps", 0))
-        gains = [f"{_text(line[f'{of}_gain_mean'], n)} ({_range(line, f'{of}_gain', n)})" for of, n in (("score", 2), ("reward", 4))]
-        second.append(
-            [_name(line), *(gains if line["score_gain_mean"] else ["–", "–"]), *(_text(line[name], n) for name, n in shown), work]
-        )
+    score, others = shown(lines)
+    first = [["method", "runs", score, "95%", "by seed", *others.values(), "reward", "95%"]]
+    second = [["method", f"over GKD: {score}", "over GKD: reward", *BESIDE.values(), "steps", "TFLOP"]]
+    for line in (line for line in lines if line["seed"] == "all"):
+        runs = [_text(run["score"], 2) for run in lines if run["method"] == line["method"] and run["seed"] != "all"]
+        name = line["method"] if line["method"] in SINGLE.values() else f"`{line['method']}`"
+        quality = [_text(line["score"], 2), _range(line, "score", 2), " ".join(runs), *(_text(line[other], 2) for other in others)]
+        first.append([name, str(len(runs)), *quality, _text(line["reward"], 4), _range(line, "reward", 4)])
+        gains = [f"{_text(line[f'{of}_mean'], n)} ({_range(line, of, n)})" for of, n in (("score_gain", 2), ("reward_gain", 4))]
+        work = [_text(line["steps"], 0), ", ".join(_text(line[phase], 2) for phase in PHASES)] if line["steps"] else ["–", "–"]
+        second.append([name, *(gains if line["score_gain_mean"] else ["–", "–"]), *(_text(line[one], 3) for one in BESIDE), *work])
     return f"{_table(first)}\n\n{_table(second)}"
+
+
+def shown(lines: Sequence[Line]) -> tuple[str, dict[str, str]]:
+    """What ``score`` is in a task's lines, and which figures of the greedy answers stand beside it, by column."""
+    if any(line["rouge2"] for line in lines):
+        return "ROUGE-2", {"rouge1": "ROUGE-1", "rougeL": "ROUGE-L"}
+    return "chrF", {"bleu": "BLEU", "ntrex_chrf": "NTREX: chrF", "ntrex_bleu": "NTREX: BLEU"}
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
-
-
-def _name(line: Line) -> str:
-    return line["method"] if line["method"] in SINGLE.values() else f"`{line['method']}`"
 
 
 def _text(value: str, digits: int) -> str:
@@ -171,15 +162,15 @@ def draw(lines: Sequence[Line], path: Path) -> None:
     figure, axes = plt.subplots(1, len(tasks), figsize=(5.5 * len(tasks), 4.2), layout="constrained", squeeze=False)
     for task, axis in zip(tasks, axes[0], strict=True):
         means = {line["method"]: line for line in lines if line["task"] == task and line["seed"] == "all"}
-        score = "rouge2" if means["teacher"]["rouge2"] else "bleu"
+        score, _ = shown(list(means.values()))
         curve = [means[method] for method in CURVE if method in means]
-        axis.plot([float(line["reward"]) for line in curve], [float(line[score]) for line in curve], color="lightgrey", zorder=0)
+        axis.plot([float(line["reward"]) for line in curve], [float(line["score"]) for line in curve], color="lightgrey", zorder=0)
         for line in means.values():
-            x, y = float(line["reward"]), float(line[score])
+            x, y = float(line["reward"]), float(line["score"])
             bars = [[[at - float(line[f"{of}_low"])], [float(line[f"{of}_high"]) - at]] for of, at in (("reward", x), ("score", y))]
             bars = [[[max(0.0, side[0])] for side in bar] for bar in bars]
             axis.errorbar(x, y, xerr=bars[0], yerr=bars[1], fmt="o", markersize=4, linewidth=0.8, label=line["method"])
-        axis.set(title=task, xlabel="mean reward of samples", ylabel={"rouge2": "ROUGE-2", "bleu": "BLEU"}[score] + " of greedy answers")
+        axis.set(title=task, xlabel="mean reward of samples", ylabel=f"{score} of greedy answers")
         axis.legend(fontsize=7)
     figure.savefig(path, dpi=100)
     plt.close(figure)

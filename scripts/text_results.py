@@ -1,7 +1,7 @@
 """What the models of ``scripts/evidence_text.py`` answer to held-out rows, and how sure its figures are.
 
-An evaluation's file holds corpus metrics and, of each held-out row, what a bootstrap needs: of translations BLEU's counts (matches and
-totals of 1- to 4-grams, lengths), of summaries ROUGE-2 of the greedy answer, and of both the mean reward of the samples.
+An evaluation's file holds corpus metrics and, of each held-out row, what a bootstrap needs: the score of the greedy answer by the metric
+that is rewarded (chrF of the sentence, or ROUGE-2), and its mean over the samples.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from sacrebleu.metrics.bleu import BLEU
 
 from gkd_rl.build import build_parts
 from gkd_rl.config.run import Config
@@ -29,14 +28,14 @@ class Judged:
     """One model on one set of held-out rows."""
 
     figures: dict[str, float]
-    """corpus metrics, and ``reward``, ``reverse_kl``, ``length``, ``truncated``"""
-    score: list[list[float]]
-    """[row][statistic]: BLEU's ten counts, or one ROUGE-2 (0 to 100)"""
+    """corpus metrics, means of the two below, and ``reverse_kl``, ``length``, ``truncated``"""
+    score: list[float]
+    """of each row: that of the greedy answer, 0 to 100"""
     reward: list[float]
-    """of each row: mean over its samples"""
+    """of each row: mean over its samples, 0 to 1"""
 
 
-def evaluate(config: Config, model: Path, bleu: bool, rewarded: str) -> Judged:
+def evaluate(config: Config, model: Path, rewarded: str) -> Judged:
     """The model in the folder ``model`` on the held-out rows of ``config``: one greedy answer and ``evaluation.samples`` samples each."""
     processes = Processes(config.engine.threads)
     parts = build_parts(config, processes, str(model), "model")
@@ -48,46 +47,32 @@ def evaluate(config: Config, model: Path, bleu: bool, rewarded: str) -> Judged:
     (answers,) = kept
     references = reference_column(answers.columns, "reference", len(answers.greedy))
     reward = TextMetric(metric=rewarded)
+    score = [100 * (reward.score(text, of_row) or 0.0) for text, of_row in zip(answers.greedy, references, strict=True)]
     rewards = [[reward.score(text, of_row) or 0.0 for text in texts] for texts, of_row in zip(answers.samples, references, strict=True)]
-    rouge2 = TextMetric(metric="rouge2")
-    score = [
-        bleu_counts(text, of_row) if bleu else [100 * (rouge2.score(text, of_row) or 0.0)]
-        for text, of_row in zip(answers.greedy, references, strict=True)
-    ]
-    known = {"reward": result.reward, "reverse_kl": result.reverse_kl, "length": result.length, "truncated": result.truncated}
+    known = {
+        "reward": result.reward,
+        "score": sum(score) / len(score),
+        "reverse_kl": result.reverse_kl,
+        "length": result.length,
+        "truncated": result.truncated,
+    }
     figures = {**result.metrics, **{name: value for name, value in known.items() if value is not None}}
     return Judged(figures, score, [sum(values) / len(values) for values in rewards])
 
 
-def bleu_counts(text: str, references: Sequence[str]) -> list[float]:
-    """Matches of 1- to 4-grams, their totals, and the lengths of answer and reference, as sacrebleu counts them."""
-    found = BLEU(effective_order=True).sentence_score(text, references)
-    return [*map(float, found.counts), *map(float, found.totals), float(found.sys_len), float(found.ref_len)]
-
-
-def corpus_score(rows: np.ndarray) -> float:
-    """BLEU of the corpus (exponential smoothing, as sacrebleu) from counts [R, 10]; the mean of single values [R, 1]."""
-    if rows.shape[1] == 1:
-        return float(rows.mean())
-    total = [int(value) for value in rows.sum(axis=0)]
-    return BLEU.compute_bleu(total[:4], total[4:8], total[8], total[9], smooth_method="exp").score
-
-
 def bootstrap(runs: Sequence[Judged], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """``DRAWS`` values each of the score and of the mean reward, averaged over runs; [D] and [D].
+    """``DRAWS`` values each of the mean score and the mean reward; [D] and [D].
 
-    Runs and held-out rows are drawn with replacement, so that few seeds and few rows both count. The draws depend on ``seed`` and on the
-    numbers of runs and rows alone: methods with as many of both are drawn alike, and their differences are paired by row.
+    Runs and held-out rows are drawn with replacement, so that few seeds and few rows both count. Rows are drawn alike for all methods, so
+    that their differences are paired by row.
     """
-    rng = np.random.default_rng(seed)
-    counts, rewards = np.array([run.score for run in runs]), np.array([run.reward for run in runs])
-    scores, means = np.empty(DRAWS), np.empty(DRAWS)
+    of_rows, of_seeds = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
+    of_runs = np.array([[run.score, run.reward] for run in runs])
+    means = np.empty((2, DRAWS))
     for draw in range(DRAWS):
-        rows = rng.integers(0, counts.shape[1], counts.shape[1])
-        chosen = rng.integers(0, len(runs), len(runs))
-        scores[draw] = np.mean([corpus_score(counts[run][rows]) for run in chosen])
-        means[draw] = rewards[chosen][:, rows].mean()
-    return scores, means
+        rows, chosen = of_rows.integers(0, of_runs.shape[2], of_runs.shape[2]), of_seeds.integers(0, len(runs), len(runs))
+        means[:, draw] = of_runs[chosen][:, :, rows].mean(axis=(0, 2))
+    return means[0], means[1]
 
 
 def interval(draws: np.ndarray) -> tuple[float, float]:
