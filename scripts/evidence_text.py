@@ -101,7 +101,7 @@ STUDIES = {study.name: study for study in (TRANSLATION, SUMMARIZATION)}
 _ROWS = ["rollout.on_policy_share=0", "rollout.prompts_per_step=64", "rollout.per_prompt=1"]
 METHODS: dict[str, list[str]] = {
     "sft": [*_ROWS, "teacher.path=null", "objective.reward_weight=0", "objective.divergence_weight=0", "objective.cross_entropy_weight=1"],
-    "supervised_kd": [*_ROWS, "objective.alpha=1", "objective.divergence.kind=forward_kl"],
+    "supervised_kd": [*_ROWS, "objective.alpha=1", "objective.divergence.kind=forward_kl", "objective.divergence.rescale=false"],
     "on_policy_gkd": ["objective.alpha=1"],
     "joint_0.9": ["objective.alpha=0.9"],
     "joint_0.5": ["objective.alpha=0.5"],

@@ -13,9 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gkd_rl.config.load import load_config
+from gkd_rl.config.validate import validate
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import evidence_text  # noqa: E402
 import text_models  # noqa: E402
 import text_page  # noqa: E402
 import text_results  # noqa: E402
@@ -144,6 +148,17 @@ def test_a_model_learns_its_pairs():
         assert of_layer and all(mine[name].equal(its[name.replace(ours, theirs)]) for name in of_layer)
     assert mine["shared.weight"].equal(its["shared.weight"])
     assert student.completion_hidden(*next(text_models.batches(pairs, 4, 0, random.Random(0)))).isfinite().all()
+
+
+@pytest.mark.parametrize("method", evidence_text.METHODS)
+@pytest.mark.parametrize("name", evidence_text.STUDIES)
+def test_every_method_of_every_task_is_a_valid_configuration(name: str, method: str, tmp_path: Path):
+    config = load_config(evidence_text.configuration(evidence_text.STUDIES[name], tmp_path), evidence_text.METHODS[method])
+    validate(config)
+    assert config.rollout.prompts_per_step * config.rollout.per_prompt == 64
+    supervised = method in ("sft", "supervised_kd")
+    assert config.rollout.on_policy_share == (0 if supervised else 1)
+    assert config.optimizer == load_config(tmp_path / "test.yaml").optimizer
 
 
 @needs_data
