@@ -45,6 +45,10 @@ def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
     gates = row_gates(rewards, rollouts.group, config.objective.gate)
     experience = Experience(rollouts, rewards, judged.components, advantages, teacher, reference, gates)
     figures |= rollout_health(experience, run.processes)
+    if config.rollout.calculator:
+        counts = {"tokens": float(rollouts.completion_mask.sum()), "inserted": float(rollouts.inserted.sum())}
+        counts = run.processes.sum(counts)
+        figures["calculator_share"] = counts["inserted"] / max(counts["tokens"], 1.0)
     if config.task.long_prompts == "drop" and parts.task.train_size is None:  # of a task with an end, they were left out beforehand
         kept = run.processes.sum({"prompts": float(len(rollouts.group.unique()))})["prompts"]
         figures["prompts_left_out"] = config.rollout.prompts_per_step - kept
@@ -143,6 +147,7 @@ def sampling_params(rollout: RolloutConfig) -> SamplingParams:
         min_new_tokens=rollout.min_new_tokens,
         stop=tuple(rollout.stop),
         stop_token_ids=tuple(rollout.stop_token_ids),
+        calculator=rollout.calculator,
     )
 
 

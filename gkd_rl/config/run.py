@@ -180,6 +180,9 @@ class RolloutConfig:
     """Texts that end an answer beside the model's end tokens; the token that completes one is the answer's last."""
     stop_token_ids: list[int] = field(default_factory=list)
     """Tokens that end an answer beside the model's end tokens."""
+    calculator: bool = False
+    """``native``: behind ``<<48/2=`` the result is computed and written into the answer, in evaluations too; inserted tokens are no choice
+    of the student's, and no term counts them."""
     on_policy_share: float = 1.0
     """λ: share of prompts answered by the student; the rest carry a completion that is not its own."""
     on_policy_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

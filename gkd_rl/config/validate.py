@@ -152,6 +152,10 @@ def _complaints(config: Config) -> Iterator[str]:
         yield f"rollout.compile is for the native sampler, and rollout.sampler={config.rollout.sampler}; set compile to false"
     if config.rollout.compile and config.engine.zero_stage == 3:
         yield "rollout.compile needs weights that stay where they are, which engine.zero_stage=3 moves; set compile to false, or stage 2"
+    if config.rollout.calculator and config.rollout.sampler != "native":
+        yield f"rollout.calculator writes into answers as they are made, which rollout.sampler={config.rollout.sampler} cannot; use native"
+    if config.rollout.calculator and any(teacher.other_tokenizer for teacher in teacher_configs(config).values()):
+        yield "rollout.calculator inserts tokens that no term counts, and teacher.other_tokenizer compares whole spans; drop one of them"
     yield from student_complaints(config.student)
     if config.rollout.sampler == "vllm":
         yield from _vllm_complaints(config.rollout)

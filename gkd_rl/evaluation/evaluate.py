@@ -89,6 +89,8 @@ class Evaluator:
     temperature: float = 1.0
     """of the sampled answers"""
     metrics: Sequence[Metric] = ()
+    calculator: bool = False
+    """whether results of ``<<expression=`` are inserted into answers"""
 
     @torch.no_grad()
     def __call__(
@@ -142,8 +144,9 @@ class Evaluator:
 
     def _samples(self, sampler: Sampler, examples: Sequence[Example], count: int) -> tuple[Rollouts, Rollouts]:
         """One greedy answer to each example, and ``count`` sampled ones."""
-        greedy = sampler.sample(examples, 1, SamplingParams(self.max_new_tokens, temperature=0.0), SAMPLING_SEED)
-        return greedy, sampler.sample(examples, count, SamplingParams(self.max_new_tokens, self.temperature), SAMPLING_SEED)
+        params = SamplingParams(self.max_new_tokens, self.temperature, calculator=self.calculator)
+        greedy = sampler.sample(examples, 1, replace(params, temperature=0.0), SAMPLING_SEED)
+        return greedy, sampler.sample(examples, count, params, SAMPLING_SEED)
 
     def _right(self, rollouts: Rollouts) -> Tensor:
         _, components = score_rollouts(self.verifier, rollouts)
