@@ -103,6 +103,9 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
         if uses_completions(config):
             for example in training:
                 completion_tokens(tokenizer, example, config.rollout.max_new_tokens)
+    if config.rollout.on_policy_schedule.kind == "adaptive":
+        for example in held_out[: config.evaluation.during_examples]:
+            completion_tokens(tokenizer, example, config.rollout.max_new_tokens)
     check_teaching(config, tokenizer)
     if config.rollout.compile and not has_compiler(processes.device):
         raise UserError("rollout.compile needs g++ and Python's headers (on a GPU: Triton), and they are not here; set it to false")

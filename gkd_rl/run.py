@@ -17,6 +17,7 @@ from gkd_rl.config.run import Config
 from gkd_rl.console import PhaseTimes, Terminal
 from gkd_rl.engine import Engine
 from gkd_rl.errors import UserError
+from gkd_rl.evaluation.dataset_loss import dataset_loss
 from gkd_rl.evaluation.evaluate import Evaluation
 from gkd_rl.learner import Learner
 from gkd_rl.models.language_model import LanguageModel
@@ -177,6 +178,7 @@ def evaluate_before(run: Run) -> dict[str, Any]:
         parts.sampler.sync(0)
         before = parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teaching.judge)
         summary["before"] = _row(before)
+        _observe_loss(run)
         bar.advance()
     run.history.observe(before.score(run.config.evaluation.score))
     run.watch.accuracies.append(before.accuracy)
@@ -187,9 +189,21 @@ def evaluate_during(run: Run) -> dict[str, float]:
     with run.times.phase("evaluate"), run.engine.gathered():
         examples = run.parts.held_out[: run.config.evaluation.during_examples]
         result = run.parts.evaluator(run.parts.student, run.parts.evaluation_sampler, examples, run.parts.teaching.judge)
+        losses = _observe_loss(run)
     run.history.observe(result.score(run.config.evaluation.score))
     figures = {name: getattr(result, name) for name in ("accuracy", "reward", "divergence", "reverse_kl", "length")} | result.metrics
-    return {f"eval_{name}": value for name, value in figures.items() if value is not None}
+    return {f"eval_{name}": value for name, value in {**figures, **losses}.items() if value is not None}
+
+
+def _observe_loss(run: Run) -> dict[str, float]:
+    """Where the share of sampled rows goes by it: the loss on the dataset's completions of the examples of evaluations during training."""
+    config = run.config
+    if config.rollout.on_policy_schedule.kind != "adaptive":
+        return {}
+    examples, budget = run.parts.held_out[: config.evaluation.during_examples], 4 * run.micro_batch_tokens
+    loss = dataset_loss(run.parts.student, examples, config.rollout.max_new_tokens, budget, run.processes)
+    run.history.losses.append(loss)
+    return {"dataset_loss": loss}
 
 
 def finish(run: Run, summary: dict[str, Any], started: float) -> dict[str, Any]:

@@ -12,9 +12,10 @@ Mean = Literal["token", "sequence"]
 class ScheduleConfig:
     """How a weight moves from its configured value to ``end`` over the updates."""
 
-    kind: Literal["constant", "linear", "cosine", "exponential", "step", "plateau"] = "constant"
+    kind: Literal["constant", "linear", "cosine", "exponential", "step", "plateau", "adaptive"] = "constant"
     """Form of the path. ``constant`` keeps the configured value; ``step`` jumps to ``end`` at ``start_step``; ``plateau`` jumps
-    to ``end`` once the validation score has stopped rising."""
+    to ``end`` once the validation score has stopped rising; ``adaptive`` (``rollout.on_policy_schedule`` alone) goes towards ``end`` by
+    ``increment`` whenever an evaluation finds that the loss on the dataset's own completions has risen (DistiLLM)."""
     end: float | None = None
     """Value at the end of the path; needed by every kind but ``constant``."""
     start_step: int = 0
@@ -25,6 +26,10 @@ class ScheduleConfig:
     """``plateau``: how many evaluations in a row may pass without a new best score."""
     min_gain: float = 0.0
     """``plateau``: a score counts as a new best only if it is better by more than this."""
+    increment: float = 0.1
+    """``adaptive``: by how much the value grows at a time."""
+    tolerance: float = 0.1
+    """``adaptive``: the loss has risen if it is at least so many nats per token above what it was at the last growth, or at the start."""
 
 
 @dataclass

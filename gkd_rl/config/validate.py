@@ -145,7 +145,7 @@ def _complaints(config: Config) -> Iterator[str]:
         yield "rollout.overlap keeps a whole copy of the student, which engine.zero_stage=3 shards; set overlap to false, or stage 2"
     if "" in config.rollout.stop:
         yield "rollout.stop holds an empty text, which every answer contains; remove it"
-    yield from _share_complaints(config.rollout)
+    yield from _share_complaints(config)
     yield from engine_complaints(config)
     yield from watch_complaints(config.watch, config.objective)
     if config.rollout.compile and config.rollout.sampler != "native":
@@ -168,8 +168,9 @@ def _complaints(config: Config) -> Iterator[str]:
         yield "rewards is empty; leave it out for the task's own reward, and set objective.alpha=1 to train without one"
 
 
-def _share_complaints(rollout: RolloutConfig) -> Iterator[str]:
+def _share_complaints(config: Config) -> Iterator[str]:
     """What cannot be of a share of sampled rows that moves."""
+    rollout = config.rollout
     key, schedule = "rollout.on_policy_schedule", rollout.on_policy_schedule
     yield from schedule_complaints(key, rollout.on_policy_share, schedule)
     if schedule.kind == "constant":
@@ -179,8 +180,15 @@ def _share_complaints(rollout: RolloutConfig) -> Iterator[str]:
             f"{key} moves rollout.on_policy_share from {rollout.on_policy_share:g} to {schedule.end:g}; it must begin between 0 and 1, "
             "without these (0.01 will do), since other settings go by it, and end from 0 to 1"
         )
-    if schedule.kind == "plateau" and rollout.overlap:
-        yield f"{key}.kind 'plateau' waits for evaluations, which rollout.overlap samples ahead of; set overlap to false, or another kind"
+    if schedule.kind in ("plateau", "adaptive") and rollout.overlap:
+        yield (
+            f"{key}.kind '{schedule.kind}' waits for evaluations, which rollout.overlap samples ahead of; set overlap to false, or "
+            "another kind"
+        )
+    if schedule.kind == "adaptive" and not config.evaluation.every:
+        yield f"{key}.kind 'adaptive' goes by evaluations and evaluation.every is 0, so the share would never move; set it above 0"
+    if schedule.kind == "adaptive" and (schedule.end or 0.0) < rollout.on_policy_share:
+        yield f"{key}.kind 'adaptive' only lets the share grow and end={schedule.end:g} is below it; raise end, or use another kind"
 
 
 def _vllm_complaints(rollout: RolloutConfig) -> Iterator[str]:

@@ -111,6 +111,10 @@ def schedule_complaints(key: str, start: float, schedule: ScheduleConfig) -> Ite
         yield f"{key}.steps is {schedule.steps}; it must be at least 1."
     if schedule.start_step < 0:
         yield f"{key}.start_step is {schedule.start_step}; it must be at least 0."
+    if schedule.kind == "adaptive" and not key.startswith("rollout."):
+        yield f"{key}.kind 'adaptive' moves the share of sampled rows alone (rollout.on_policy_schedule); use another kind."
+    if schedule.kind == "adaptive" and (schedule.increment <= 0 or schedule.tolerance < 0):
+        yield f"{key} needs increment > 0 and tolerance ≥ 0."
     if schedule.kind == "plateau" and (schedule.patience < 1 or schedule.min_gain < 0):
         yield f"{key} needs patience ≥ 1 and min_gain ≥ 0."
 

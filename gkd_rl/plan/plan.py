@@ -110,9 +110,9 @@ def plan(config: Config, ranks: int, flops_per_second: float, rate: str) -> Plan
 
 
 def mean_share(config: Config) -> float:
-    """λ, averaged over the run's steps (a plateau's time is not known beforehand: it is left out)."""
+    """λ, averaged over the run's steps (what waits for evaluations is not known beforehand: it is left out)."""
     start, schedule = config.rollout.on_policy_share, config.rollout.on_policy_schedule
-    if schedule.kind in ("constant", "plateau"):
+    if schedule.kind in ("constant", "plateau", "adaptive"):
         return start
     return sum(value_at(start, schedule, step, config.max_steps) for step in range(config.max_steps)) / config.max_steps
 

@@ -96,6 +96,7 @@ REFUSED = [
     (("alpha_schedule.kind=linear", "alpha_schedule.end=0", "alpha_schedule.steps=0"), {}, "at least 1"),
     (("alpha_schedule.kind=linear", "alpha_schedule.end=0", "alpha_schedule.start_step=-1"), {}, "at least 0"),
     (("alpha_schedule.kind=plateau", "alpha_schedule.end=0", "alpha_schedule.patience=0"), {}, "patience ≥ 1"),
+    (("alpha_schedule.kind=adaptive", "alpha_schedule.end=0"), {}, "moves the share of sampled rows alone"),
     (("reward_schedule.kind=linear", "reward_schedule.end=1"), {}, "which is not set"),
     (
         ("reward_weight=1", "divergence_weight=1", "alpha_schedule.kind=linear", "alpha_schedule.end=0"),
