@@ -133,7 +133,7 @@ class Sweep:
     def _look_ahead(self) -> None:
         """Log-probabilities of all tokens, for terms that depend on whole sequences."""
         values = _Whole[TokenValues](len(self.token_ids))
-        teacher_matters = self.config.surrogate.teacher_in_ratio > 0 or self.config.divergence.use == "advantage"
+        teacher_matters = self.config.surrogate.teacher_in_ratio > 0 or self.config.divergence.use != "loss"
         for where in self._slices():
             tiles = self._tiles(where) if teacher_matters else Tiles(self.student.logits(where), None, None)
             values.put(self._read(tiles, where).values, where)
