@@ -133,7 +133,7 @@ def test_a_tokens_own_divergence_and_later_log_ratios_estimate_the_reverse_kl_of
     """With two tokens there is one later one at most, so that mean and sum are the same."""
     divergence = DivergenceConfig(kind="reverse_kl", use="both", discount=1.0, average=average)
     torch.testing.assert_close(expected(objective, ObjectiveConfig(divergence=divergence), divergence=1.0), SEQUENCE_REVERSE)
-    assert (SEQUENCE_REVERSE - REVERSE).abs().max() > 0.05
+    assert (SEQUENCE_REVERSE - REVERSE).abs().max() > 0.03
 
 
 @both
