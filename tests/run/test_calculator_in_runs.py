@@ -94,6 +94,12 @@ def test_a_tokenizer_without_marks_is_refused(refused: Callable[..., str], tmp_p
     assert said.startswith("rollout.calculator: the tokenizer of embedded:arithmetic-student writes <<48/2=24>> as ")
 
 
+def test_the_check_before_a_run_finds_it_too(cli: Callable[..., Outcome], tmp_path: Path):
+    outcome = cli("check", ARITHMETIC, "--quick", "--json", f"run_dir={tmp_path / 'run'}", "rollout.calculator=true")
+    (found,) = [line for line in json.loads(outcome.out)["checks"] if line["name"] == "tokenizers"]
+    assert outcome.status == 1 and found["status"] == "fail" and "writes <<48/2=24>> as" in found["detail"]
+
+
 def test_completions_of_a_teacher_with_a_calculator_are_kept_apart(cli: Callable[..., Outcome], small: Path, paths, tmp_path: Path):
     given = [f"rollout.completions_dir={tmp_path / 'said'}", "rollout.completions=teacher", "rollout.on_policy_share=0.5"]
     plain = ["task.max_prompt_tokens=190", "rollout.max_new_tokens=20", *given]
