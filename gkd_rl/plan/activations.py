@@ -74,7 +74,7 @@ class _Counter:
 def kept_for_backward(module: PreTrainedModel, rows: int, prompt: int, completion: int) -> Kept:
     """What ``module``, of which nothing is in memory (``skeleton``), keeps of B rows of P + C tokens, in the dtype of its weights.
 
-    On a CPU's kernels, whose attention keeps no [T, T]. The head is left out: the objective runs it chunk by chunk.
+    The module is used up: its weights become fake tensors. On a CPU's kernels, whose attention keeps no [T, T]. The head is left out: the objective runs it chunk by chunk.
     """
     counter = _Counter()
     layers = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
