@@ -200,7 +200,7 @@ def _observe_loss(run: Run) -> dict[str, float]:
     config = run.config
     if config.rollout.on_policy_schedule.kind != "adaptive":
         return {}
-    examples, budget = run.parts.held_out[: config.evaluation.during_examples], 4 * run.micro_batch_tokens
+    examples, budget = run.parts.held_out[: config.evaluation.during_examples], 4 * config.engine.micro_batch_tokens
     loss = dataset_loss(run.parts.student, examples, config.rollout.max_new_tokens, budget, run.processes)
     run.history.losses.append(loss)
     return {"dataset_loss": loss}

@@ -137,5 +137,4 @@ def test_a_real_step_grows_by_what_was_planned(checkpointing: bool):
     kept = kept_for_backward(bare(student.module), 8, 64, 64)
     planned = (kept.checkpointed if checkpointing else kept.whole) + loss_bytes(Config(), 8 * 64, 4096, 256)
     measured = growth(student, experience)
-    print(f"planned {planned / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
     assert measured / FACTOR < planned < measured * FACTOR
