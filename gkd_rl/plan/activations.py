@@ -74,7 +74,7 @@ class _Counter:
 def kept_for_backward(module: PreTrainedModel, rows: int, prompt: int, completion: int) -> Kept:
     """What ``module``, of which nothing is in memory (``skeleton``), keeps of B rows of P + C tokens, in the dtype of its weights.
 
-    The module is used up: its weights become fake tensors. Kernels are a CPU's, whose attention keeps no [T, T] unless a bias is added to it.
+    The module is used up: its weights become fake tensors. Kernels are a CPU's: attention keeps no [T, T] unless a bias is added to it.
     The head is left out: the objective runs it chunk by chunk.
     """
     counter = _Counter()
