@@ -13,7 +13,7 @@ from rollout_checks import forward_logprobs
 from tokenizer_zoo import tokenizer
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
-from writer_of_sums import WORDS, writer
+from writer_of_sums import WORDS, marks, writer
 
 from gkd_rl.config.objective import CorrectionConfig, DivergenceConfig, ObjectiveConfig, SurrogateConfig
 from gkd_rl.errors import UserError
@@ -93,14 +93,15 @@ def test_a_row_depends_neither_on_its_batch_nor_on_who_has_finished(model: Langu
     assert words_of(samples(model, max_new_tokens=9)) == [row[:9] for row in together]
 
 
-def test_an_answer_that_ends_within_a_result_inserts_no_more(model: LanguageModel):
-    whole = samples(model)
-    text = next(text for text in whole.texts if re.search(r"=\d\d>>", text))
-    stop = text[: re.search(r"=\d", text).end()]  # pyright: ignore
-    cut = samples(model, stop=(stop,))
-    row = whole.texts.index(text)
-    assert cut.texts[row] == stop and bool(cut.ended[row])
-    assert not (cut.inserted & ~cut.completion_mask).any()
+def test_answers_that_end_within_a_result_insert_no_more(model: LanguageModel):
+    whole = samples(model, count=16)
+    found = [(text, re.search(r"=\d(?=\d+>>)", text)) for text in whole.texts]
+    stops = tuple({text[: within.end()] for text, within in found if within})
+    cut = samples(model, count=16, stop=stops)
+    for before, after in zip(whole.texts, cut.texts, strict=True):
+        ends = [before.index(stop) + len(stop) for stop in stops if stop in before]
+        assert after == before[: min(ends, default=len(before))]
+    assert len(stops) > 5 and not (cut.inserted & ~cut.completion_mask).any()
 
 
 def test_answers_with_right_results_stay_as_they_are():
@@ -143,6 +144,12 @@ def test_what_is_inserted_is_the_text_of_the_result(family: str, said: str, inse
     ids = list(one(said, add_special_tokens=False)["input_ids"])
     tokens = Calculator(one).inserted(ids)
     assert one.decode(ids + tokens) == said + inserted and bool(tokens) == bool(inserted)
+
+
+def test_a_result_that_the_tokenizer_cannot_write_is_left_to_the_model():
+    one = marks()  # without a point
+    half, two = (Calculator(one).inserted(one(f"<<{asked}=", add_special_tokens=False)["input_ids"]) for asked in ("2/4", "4/2"))
+    assert half == [] and one.decode(two) == "2>>"
 
 
 @pytest.mark.parametrize("glued", ["=", ")=", "=-", "=7"])
