@@ -152,6 +152,12 @@ def test_a_result_that_the_tokenizer_cannot_write_is_left_to_the_model():
     assert half == [] and one.decode(two) == "2>>"
 
 
+def test_an_equals_sign_may_be_a_byte():
+    one = tokenizer("sentencepiece")
+    ids = [*one("<<48/2", add_special_tokens=False)["input_ids"], one.convert_tokens_to_ids("<0x3D>")]
+    assert one.decode(ids + Calculator(one).inserted(ids)) == "<<48/2=24>>"
+
+
 @pytest.mark.parametrize("glued", ["=", ")=", "=-", "=7"])
 @pytest.mark.parametrize("result", ["-2", "7", "70"])
 def test_tokens_that_say_more_than_the_equals_sign(glued: str, result: str):
