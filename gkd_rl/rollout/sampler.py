@@ -107,7 +107,7 @@ class InProcessSampler:
             lengths[alive[ending]], whole[alive[ending]] = position + 1, True
             ended = ended | ending
             if insertions is not None:
-                insertions.look(alive[~ended], ids[alive[~ended]], position)
+                insertions.look(alive, ids[alive], position)
             if bool(ended.all()) or position + 1 == params.max_new_tokens:
                 break
             if int(ended.sum()) * 8 >= len(ended):  # taking rows out copies the cache once: wait until an eighth has ended
