@@ -19,6 +19,7 @@ from gkd_rl.ablation.comparison import differences, paired_bootstrap, pareto, re
 from gkd_rl.ablation.frontier import draw_frontier
 from gkd_rl.ablation.grid import Point, points_of
 from gkd_rl.ablation.processes import last_words, run_all
+from gkd_rl.ablation.sharing import sharing
 from gkd_rl.config.load import config_to_yaml, load_config, with_overrides
 from gkd_rl.config.load import differences as differing_keys
 from gkd_rl.config.run import AblationConfig, Config
@@ -37,15 +38,18 @@ SHOWN = {"accuracy": "accuracy", "reward": "reward", "reverse_kl": "KL to teache
 Rows = list[dict[str, Any]]
 
 
-def ablate(config: Config, config_path: str, overrides: Sequence[str]) -> tuple[Rows, int]:
+def ablate(config: Config, config_path: str, overrides: Sequence[str], share_rollouts: bool = False) -> tuple[Rows, int]:
     """Run the grid of ``config.ablation``; returns the rows of ``results.csv`` and how many runs failed.
 
+    ``share_rollouts``: runs with the same seed begin with the same sampled answers (``rollout.first_batch``).
     Writes into ``run_dir``: ``results.csv`` and ``.parquet``, ``frontier.png``, and ``best.yaml``, the configuration of the setting whose
     mean ``evaluation.score`` is highest. Raises ``UserError`` where every run failed.
     """
     points = points_of(config)
     for point in points:  # every point is checked before the first one runs
         validate(with_overrides(config, point.overrides))
+    if share_rollouts:
+        points = sharing(config, points)
     terminal = Terminal()
     sweep = RunFolder(Path(config.run_dir))
     sweep.open("auto")

@@ -111,6 +111,18 @@ def test_runs_made_with_other_settings_are_not_taken_for_these(ablated, cli, sma
     assert "every run failed; the first one ended with" in outcome.err and "holds a run with optimizer.lr=0.001, not 0.5" in outcome.err
 
 
+def test_runs_that_share_their_first_batch_are_those_that_sample_it_themselves(ablated, cli, small: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    outcome = cli("ablate", "--share-rollouts", small, f"run_dir={sweep}", *GRID, "ablation.seeds=[1]")
+    assert outcome.status == 0, outcome.err
+    assert [path.name for path in (sweep / "first-batches").glob("*.pt")] == ["seed-1.pt"]
+    for name in (NAMES[1], NAMES[3]):
+        assert load_config(sweep / name / "config.yaml").rollout.first_batch == "../first-batches/seed-1.pt"
+        for log in ("metrics.jsonl", "rollouts.jsonl"):
+            assert (sweep / name / log).read_bytes() == (ablated[0] / name / log).read_bytes()
+    assert load_config(sweep / "best.yaml").rollout.first_batch is None
+
+
 def test_a_grid_that_names_a_run_twice_is_refused(refused, small: Path, tmp_path: Path) -> None:
     said = refused("ablate", small, f"run_dir={tmp_path / 'sweep'}", "ablation.grid={objective.alpha: [0, 1]}", "ablation.seeds=[0, 0]")
     assert "name a run twice" in said
