@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import json
 import shutil
 import signal
 import time
@@ -109,6 +110,22 @@ def test_runs_made_with_other_settings_are_not_taken_for_these(ablated, cli, sma
     outcome = cli("ablate", small, f"run_dir={ablated[0]}", *GRID, *one, "optimizer.lr=0.5")
     assert outcome.status == 2 and outcome.err.count("\n") == 1
     assert "every run failed; the first one ended with" in outcome.err and "holds a run with optimizer.lr=0.001, not 0.5" in outcome.err
+
+
+def test_runs_are_submitted_as_jobs_and_one_that_fails_is_reported(ablated, cli, small: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(ablated[0], tmp_path / "sweep")
+    for name in NAMES[2:]:
+        shutil.rmtree(folder / name)
+        (folder / name).mkdir()
+    with (folder / NAMES[2] / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        outcome = cli("ablate", small, f"run_dir={folder}", *GRID, "--slurm", "cluster=local,timeout_min=5")
+    assert outcome.status == 1, outcome.err
+    assert f"failed     alpha=1 seed=0: gkd-rl: run_dir {folder / NAMES[2]} is in use by another run" in outcome.out
+    assert [Path(row["run_dir"]).name for row in _rows(folder)] == [*NAMES[:2], NAMES[3]]
+    assert (folder / NAMES[3] / "metrics.jsonl").read_bytes() == (ablated[0] / NAMES[3] / "metrics.jsonl").read_bytes()
+    jobs = json.loads((folder / "jobs" / "jobs.json").read_text())
+    assert list(jobs) == NAMES[2:] and jobs[NAMES[3]]["command"][-5:-3] == ["objective.alpha=1", "seed=1"]
 
 
 def test_runs_that_share_their_first_batch_are_those_that_sample_it_themselves(ablated, cli, small: Path, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_batch_of_another_beginning_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_and_a_place_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none/first\.pt cannot be written \(.*Not a directory.*\); make room"):
+    with pytest.raises(UserError, match=r"none/first\.pt cannot be written \(.*File exists.*\); make room"):
         (tmp_path / "none").write_text("a file")
         _Begun(tmp_path, "rollout.first_batch=none/first.pt").answers()
     (tmp_path / "first.pt").write_bytes(b"nothing of the kind")
