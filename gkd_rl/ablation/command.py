@@ -17,6 +17,7 @@ from typing import Any
 from gkd_rl.ablation.frontier import draw_frontier
 from gkd_rl.ablation.grid import Point, points_of
 from gkd_rl.ablation.jobs import make_executor, parse_slurm, run_jobs
+from gkd_rl.ablation.page import write_sweep_report
 from gkd_rl.ablation.processes import last_words, run_all
 from gkd_rl.ablation.results import Interval, Rows, Setting, compare, row_of, write_tables
 from gkd_rl.ablation.sharing import sharing
@@ -26,6 +27,7 @@ from gkd_rl.config.run import AblationConfig, Config
 from gkd_rl.config.validate import validate
 from gkd_rl.console import Terminal
 from gkd_rl.errors import UserError
+from gkd_rl.report.page import has_plotly
 from gkd_rl.run_folder import RunFolder
 
 SHOWN = {"accuracy": "accuracy", "reward": "reward", "reverse_kl": "KL to teacher"}
@@ -42,8 +44,8 @@ def ablate(
 
     ``share_rollouts``: runs with the same seed begin with the same sampled answers (``rollout.first_batch``); ``slurm``: how they are
     submitted as jobs of a cluster (``ablation/jobs.py``), instead of run on this machine.
-    Writes into ``run_dir``: ``results.csv`` and ``.parquet``, ``frontier.png``, and ``best.yaml``, the configuration of the setting whose
-    mean ``evaluation.score`` is highest. Raises ``UserError`` where every run failed.
+    Writes into ``run_dir``: ``results.csv`` and ``.parquet``, ``frontier.png``, ``report.html`` where plotly is, and ``best.yaml``, the
+    configuration of the setting whose mean ``evaluation.score`` is highest. Raises ``UserError`` where every run failed.
     """
     points = points_of(config)
     for point in points:  # every point is checked before the first one runs
@@ -66,6 +68,10 @@ def ablate(
     _show(terminal, settings, reasons)
     picture = draw_frontier(sweep.path / "frontier.png", rows, list(config.ablation.grid))
     terminal.say(f"results    {sweep.path / 'results.csv'} and .parquet\npicture    {picture}")
+    if has_plotly():
+        terminal.say(f"report     {write_sweep_report(sweep.path, config, settings, reasons)}   (open it in a browser)")
+    else:
+        terminal.say("report     left out, since plotly is not installed; pip install 'gkd-rl[report]' and repeat the command")
     best = next(setting for setting in settings if setting.best)
     sweep.write("best.yaml", config_to_yaml(best_config(config, best.values)))
     terminal.say(f"best       {best.label} by {config.evaluation.score}: gkd-rl train {sweep.path / 'best.yaml'}")

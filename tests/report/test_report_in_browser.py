@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,39 +19,6 @@ from gkd_rl.report.serve import LiveServer
 playwright = pytest.importorskip("playwright.sync_api")
 expect, Page = playwright.expect, playwright.Page
 pytestmark = pytest.mark.browser
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    assert CHROMIUM, "no Chromium was found; install it, or name it in CHROMIUM"
-    with playwright.sync_playwright() as api:
-        browser = api.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(browser) -> Iterator[Callable[..., Page]]:
-    """``opened(path or address, **context)``: the page, its list ready; anything on its console, and any request, fails the test."""
-    problems: list[str] = []
-    contexts = []
-
-    def opened(where: Path | str, **settings) -> Page:
-        contexts.append(browser.new_context(**settings))
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        address = where.as_uri() if isinstance(where, Path) else where
-        page.on("request", lambda request: None if request.url.startswith((address, "data:", "blob:")) else problems.append(request.url))
-        page.goto(address)
-        expect(page.locator("#list[data-ready]")).to_have_count(1, timeout=60_000)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert problems == []
 
 
 @pytest.fixture(scope="module")
