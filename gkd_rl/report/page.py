@@ -17,7 +17,7 @@ from gkd_rl.report.settings import differences
 from gkd_rl.run_folder import write_atomically
 
 ASSETS = Path(__file__).resolve().parent / "assets"
-SCRIPTS = ("page.js", "plots.js", "overview.js", "curves.js", "rollouts.js", "completion.js", "live.js")
+SCRIPTS = ("page.js", "plots.js", "overview.js", "curves.js", "flips.js", "rollouts.js", "completion.js", "live.js")
 
 
 def has_plotly() -> bool:
@@ -84,12 +84,16 @@ def as_data(value: Any) -> str:
 
 
 def _apart(number: int, pack: dict[str, Any]) -> Iterator[str]:
-    """Puts the compressed parts of rollouts into elements of their own, and their names (``#...``) in their place."""
+    """Puts the compressed parts of rollouts and evaluations into elements of their own, and their names (``#...``) in their place."""
     for place, chunk in enumerate(pack["chunks"]):
         for name in ("index", "texts", "tokens"):
             key = f"run-{number}-chunk-{place}-{name}"
             yield f'<script type="text/plain" id="{key}">{chunk[name]}</script>'
             chunk[name] = f"#{key}"
+    for when, text in pack["answers"].items():
+        key = f"run-{number}-answers-{when}"
+        yield f'<script type="text/plain" id="{key}">{text}</script>'
+        pack["answers"][when] = f"#{key}"
 
 
 def _policy(scripts: Sequence[str], live: bool) -> str:

@@ -69,6 +69,16 @@ def write_run(folder: Path, *overrides: str, steps: int = 30, finished: bool = T
     return folder
 
 
+def write_answers(folder: Path, before: list[int], after: list[int], text: str = "x") -> None:
+    """The greedy answers to held-out examples before and after, each with whether it was right."""
+    for when, right in (("before", before), ("after", after)):
+        rows = [
+            {"example": i, "right": bool(r), "prompt": f"What is {i}? {text}", "completion": f"{when} {i} {text}"}
+            for i, r in enumerate(right)
+        ]
+        write_rows(folder / f"evaluation-{when}.jsonl", [{**row, "reference": f"reference {row['example']}"} for row in rows])
+
+
 def write_sweep(folder: Path, grid: str, *overrides: str, steps: int = 6) -> tuple[Config, list[Point]]:
     """The runs of a sweep as they end, but the last one, which failed: the n-th point (from 0) with accuracy 0.2 + n/50, nearer to the
     teacher the later it comes, of ten held-out examples."""

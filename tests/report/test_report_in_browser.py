@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from run_folders import HOSTILE, metrics_row, rollout, write_rows, write_run
+from run_folders import HOSTILE, metrics_row, rollout, write_answers, write_rows, write_run
 
 from gkd_rl.report.page import write_report
 from gkd_rl.report.reader import RunReader
@@ -115,6 +115,30 @@ def test_the_verifiers_reading_is_shown(opened, one: Path):
     page.select_option("#verdict", "wrong")
     page.locator(".row").first.click()
     expect(page.locator("#detail .reading")).to_have_text("verifier: wrong · read “999” (hash) · the reference is 15")
+
+
+def test_held_out_problems_that_flipped_are_shown(opened, tmp_path: Path):
+    folder = write_run(tmp_path / "run")
+    write_answers(folder, [0] * 30 + [1, 1, 1, 0], [1] * 30 + [0, 1, 1, 0], HOSTILE)
+    page = opened(write_report([folder], tmp_path / "page.html"))
+    expect(page.locator("#flip-summary")).to_contain_text("Of 34 problems 30 were gained and 1 lost; 2 were right both times and 1 wrong.")
+    expect(page.locator("#flip-summary")).to_contain_text("probability 2.98e-8 (exact McNemar test)")
+    expect(page.locator("#flip-list details")).to_have_count(25)
+    page.click("#flip-more")
+    expect(page.locator("#flip-list details")).to_have_count(30)
+    expect(page.locator("#flip-more")).to_be_hidden()
+    page.select_option("#flip-kind", "lost")
+    lost = page.locator("#flip-list details")
+    expect(lost).to_have_count(1)
+    lost.locator("summary").click()
+    for text in ("example 30", "What is 30?", "reference 30", "before 30", "after 30", "</script><img"):
+        expect(lost).to_contain_text(text)
+    assert [text[-1] for text in lost.locator(".flip-answer h4").all_inner_texts()] == ["✓", "✗"] and page.locator("img").count() == 0
+    expect(page.locator("#flip-runs")).to_be_hidden()
+
+
+def test_a_run_without_single_answers_has_no_list_of_them(opened, one: Path):
+    expect(opened(one).locator("#flips")).to_be_hidden()
 
 
 def test_runs_are_compared(opened, two: Path):

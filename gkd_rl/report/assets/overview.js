@@ -10,6 +10,7 @@ function start() {
   showEvaluation();
   showCost();
   startCurves();
+  startFlips();
   startRollouts();
   if (data.live) startLive();
 }
