@@ -10,14 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Page, expect
 from run_folders import HOSTILE, metrics_row, rollout, write_answers, write_rows, write_run
 
 from gkd_rl.report.page import write_report
 from gkd_rl.report.reader import RunReader
 from gkd_rl.report.serve import LiveServer
 
-playwright = pytest.importorskip("playwright.sync_api")
-expect, Page = playwright.expect, playwright.Page
 pytestmark = pytest.mark.browser
 
 
