@@ -74,7 +74,8 @@ def _leave_requeuing_to_the_job() -> None:
 
 
 def parse_slurm(text: str) -> dict[str, Any]:
-    """``"partition=gpu,timeout_min=120"`` as a mapping, numbers as numbers. Raises ``UserError`` for what is not of this form."""
+    """``"partition=gpu,timeout_min=120"`` as a mapping, numbers as numbers. Raises ``UserError`` for what is not of this form, and
+    without ``timeout_min``, whose default of some minutes is no run's."""
     if find_spec("submitit") is None:
         raise UserError("--slurm submits by submitit, which is not installed; pip install 'gkd-rl[slurm]'")
     settings: dict[str, Any] = {}
@@ -87,6 +88,8 @@ def parse_slurm(text: str) -> dict[str, Any]:
         settings[key] = _number(value)
     if settings.setdefault("cluster", CLUSTERS[0]) not in CLUSTERS:
         raise UserError(f"--slurm: cluster={settings['cluster']} is not known; it is one of {', '.join(CLUSTERS)}")
+    if "timeout_min" not in settings:
+        raise UserError("--slurm: timeout_min is missing; say how many minutes a job may take, as in timeout_min=120")
     return settings
 
 
@@ -134,7 +137,7 @@ def run_jobs(
             live[point.folder] = point, _job(executor, queue, point, config_path, overrides, folder)
         while live:
             for place, (point, job) in list(live.items()):
-                if job.done() or (queue is not None and not queue.holds(job)):
+                if job.paths.result_pickle.exists() or (job.done() if queue is None else not queue.holds(job)):
                     del live[place]
                     ended(point, status_of(point, job), time.monotonic() - started)
             time.sleep(_PAUSE if live else 0)
@@ -145,7 +148,7 @@ def run_jobs(
 
 
 class Queue:
-    """Which jobs of this user wait or run, by ``squeue``: where a cluster keeps no accounts, ``sacct`` knows of none that vanished."""
+    """Which jobs of this user wait or run, by ``squeue``: ``sacct``, which submitit asks, knows of none on a cluster without accounts."""
 
     def __init__(self) -> None:
         self._asked = -math.inf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
+import re
 import shutil
 import signal
 import time
@@ -74,6 +75,17 @@ def test_single_answers_are_kept_and_add_up_to_the_accuracy(ablated: tuple[Path,
 def test_the_parquet_file_holds_the_same_rows(ablated: tuple[Path, Outcome]) -> None:
     table = parquet.read_table(ablated[0] / "results.parquet").to_pylist()
     assert [{name: str(value) for name, value in row.items()} for row in table] == _rows(ablated[0])
+
+
+def test_the_page_of_the_sweep_leads_to_those_of_its_runs(ablated: tuple[Path, Outcome]) -> None:
+    folder, outcome = ablated
+    assert f"report     {folder / 'report.html'}" in outcome.out.replace("\n", "")
+    found = re.search(r'id="data">(.*?)</script>', (folder / "report.html").read_text(), flags=re.DOTALL)
+    assert found
+    runs = [run for setting in json.loads(found.group(1))["settings"] for run in setting["runs"]]
+    assert [run["report"] for run in runs] == [f"{name}/report.html" for name in NAMES]
+    assert all((folder / run["report"]).is_file() for run in runs)
+    assert [str(run["accuracy"]) for run in runs] == [row["accuracy"] for row in _rows(folder)]
 
 
 def test_the_best_setting_is_a_configuration_of_its_own(ablated: tuple[Path, Outcome]) -> None:

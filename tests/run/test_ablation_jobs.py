@@ -65,7 +65,8 @@ def test_what_is_said_of_jobs_is_read() -> None:
         ("nodes=2", "--slurm: nodes cannot be set, since each run is one process"),
         ("cluster=lsf", "--slurm: cluster=lsf is not known; it is one of slurm, local"),
         ("cluster=local,timeout_min=long", '--slurm: Parameter "timeout_min" expected type'),
-        ("cluster=local,partitoin=gpu", "--slurm: Unknown argument 'partitoin' for executor 'slurm'"),
+        ("partition=gpu", "--slurm: timeout_min is missing; say how many minutes"),
+        ("cluster=local,timeout_min=5,partitoin=gpu", "--slurm: Unknown argument 'partitoin' for executor 'slurm'"),
     ],
 )
 def test_what_jobs_cannot_be_submitted_with_is_refused_and_leaves_no_folder(refused, small: Path, tmp_path: Path, text: str, said: str):
@@ -76,7 +77,7 @@ def test_what_jobs_cannot_be_submitted_with_is_refused_and_leaves_no_folder(refu
 @pytest.mark.skipif(shutil.which("srun") is not None, reason="there is a SLURM here")
 def test_without_slurm_nothing_is_submitted(refused, small: Path, tmp_path: Path) -> None:
     grid = "ablation.grid={objective.alpha: [0, 1]}"
-    said = refused("ablate", small, f"run_dir={tmp_path / 'sweep'}", grid, "--slurm", "partition=gpu")
+    said = refused("ablate", small, f"run_dir={tmp_path / 'sweep'}", grid, "--slurm", "timeout_min=5")
     assert "srun" in said and "or say cluster=local" in said and not (tmp_path / "sweep").exists()
 
 
