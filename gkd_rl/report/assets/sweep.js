@@ -4,6 +4,8 @@ const hiddenSettings = new Set();
 const paint = (number) => color(number);
 const dashOf = (number) => DASHES[Math.floor(number / COLORS.length) % DASHES.length];
 const TITLES = { accuracy: "greedy accuracy, held out", reward: "mean reward of samples", divergence: "divergence to teacher", reverse_kl: "KL(student‖teacher)", length: "tokens per answer" };
+const HEADS = { accuracy: "accuracy", reward: "reward", divergence: "divergence", length: "tokens" };
+const headOf = (name) => HEADS[name] ?? titleOf(name);
 const titleOf = (name) => TITLES[name] ?? name.replaceAll("_", " ");
 /** Plotly reads tags and entities in names and hover texts. */
 const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("%{", "% {");
@@ -36,14 +38,17 @@ function difference(setting) {
   return h("td", { class: "value" }, `${signed(mean)} [${signed(low)}, ${signed(high)}] `, h("span", { class: `chip ${apart ? "bad" : ""}` }, apart ? "significant" : "not significant"));
 }
 
+const dot = (number) => h("span", { class: "dot", style: { background: paint(number), display: "inline-block", marginRight: "7px" } });
+
 function showSettings() {
   const count = settings.reduce((sum, setting) => sum + setting.runs.length, 0);
   $("about").textContent = `${data.folder}: ${count} runs of ${settings.length} settings${data.failed.length ? `, ${data.failed.length} failed` : ""}; the best by ${data.score}: ${settings.find((setting) => setting.best).label}`;
+  const [first, ...others] = data.figures, value = (setting, name) => h("td", { class: setting.best && name === data.score ? "value best" : "value" }, within(setting.figures[name]));
   const rows = settings.map((setting, number) => [
-    h("td", { class: "key" }, h("span", { class: "dot", style: { background: paint(number), display: "inline-block", marginRight: "8px" } }), setting.label),
-    setting.runs.length, ...data.figures.map((name) => h("td", { class: setting.best && name === data.score ? "value best" : "value" }, within(setting.figures[name]))), difference(setting), setting.front.accuracy ? "★" : ""]);
-  $("settings").replaceChildren(table(["mean over seeds, 95% interval", "seeds", ...data.figures.map(titleOf), "accuracy less the best's", "frontier"], rows));
-  $("notes").textContent = "Intervals of means: Student's t over the seeds. Differences: the same seeds and held-out examples, both drawn anew (paired bootstrap), 95%; significant: 0 lies outside. The best one was chosen by these numbers, so an interval that just misses 0 is weak evidence. ★ no other setting is as near to the teacher and as accurate.";
+    h("td", { class: "key name" }, dot(number), setting.label, setting.front.accuracy ? " ★" : ""),
+    setting.runs.length, value(setting, first), difference(setting), ...others.map((name) => value(setting, name))]);
+  $("settings").replaceChildren(table(["setting", "seeds", headOf(first), "less the best's", ...others.map(headOf)], rows));
+  $("notes").textContent = "Means over the seeds with 95% intervals (Student's t). Differences: the same seeds and held-out examples, both drawn anew (paired bootstrap), 95%; significant: 0 lies outside. The best one was chosen by these numbers, so an interval that just misses 0 is weak evidence. ★ no other setting is as near to the teacher and as accurate.";
 }
 
 /** A button for each setting, which draws it or leaves it out. */
@@ -53,7 +58,7 @@ function showChoice() {
     if (leave) hiddenSettings.add(number);
     event.currentTarget.setAttribute("aria-pressed", String(!leave));
     drawAgain();
-  } }, h("span", { class: "dot", style: { background: paint(number), display: "inline-block", marginRight: "6px" } }), setting.label)));
+  } }, dot(number), setting.label)));
 }
 
 function figureOf(title, about, plot) {
@@ -111,7 +116,8 @@ function sweptChart(key, log, name) {
     return { x: sorted.map(([setting]) => setting.values[key]), y: sorted.map((point) => at(point)[0]), mode: "lines+markers", name: plain(label), line: { color: paint(sorted[0][1]), width: 2 }, marker: { size: 7 },
       error_y: { type: "data", array: half, color: paint(sorted[0][1]), thickness: 1.2, width: 4 }, hovertemplate: "%{y:.3f}" };
   });
-  return { traces, layout: { showlegend: traces.length > 1, xaxis: { ...base.xaxis, type: log ? "log" : "linear", title: { text: plain(key), standoff: 4 } }, yaxis: { ...base.yaxis, title: { text: name } } } };
+  const values = [...new Set(settings.map((setting) => setting.values[key]))].sort((a, b) => a - b), ticks = values.length > 9 ? {} : { tickvals: values, ticktext: values.map(String) };
+  return { traces, layout: { showlegend: traces.length > 1, xaxis: { ...base.xaxis, ...ticks, type: log ? "log" : "linear", title: { text: plain(key), standoff: 4 } }, yaxis: { ...base.yaxis, title: { text: name } } } };
 }
 
 const CURVE_TITLES = { reward: "Reward", eval_accuracy: "Held-out accuracy", divergence: "Divergence to the teacher", reverse_kl: "KL to the teacher", entropy: "Entropy", length: "Length", loss: "Loss", grad_norm: "Gradient norm" };
@@ -136,7 +142,7 @@ function curveChart(name) {
 
 function showRuns() {
   const name = (run) => (run.report ? h("a", { href: encodeURI(run.report) }, run.folder) : run.folder);
-  const rows = settings.flatMap((setting) => setting.runs.map((run) => [h("td", { class: "key" }, name(run)), setting.label, run.seed, ...data.figures.map((figure) => share(run[figure])), seconds(run.seconds)]));
-  const failures = data.failed.map((run) => [h("td", { class: "key" }, run.folder), run.label, run.seed, ...data.figures.map(() => "–"), h("td", {}, h("span", { class: "chip bad" }, "failed"))]);
-  $("run-table").replaceChildren(table(["run", "setting", "seed", ...data.figures.map(titleOf), "time"], [...rows, ...failures]));
+  const rows = settings.flatMap((setting) => setting.runs.map((run) => [h("td", { class: "key name" }, name(run)), h("td", { class: "name" }, setting.label), run.seed, ...data.figures.map((figure) => share(run[figure])), seconds(run.seconds)]));
+  const failures = data.failed.map((run) => [h("td", { class: "key name" }, run.folder), h("td", { class: "name" }, run.label), run.seed, ...data.figures.map(() => "–"), h("td", {}, h("span", { class: "chip bad" }, "failed"))]);
+  $("run-table").replaceChildren(table(["run", "setting", "seed", ...data.figures.map(headOf), "time"], [...rows, ...failures]));
 }
