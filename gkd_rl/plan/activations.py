@@ -120,7 +120,8 @@ def micro_batch_memory(config: Config, rows: int) -> dict[str, Bytes]:
     vocabulary, width = head_shape(module)
     prompt, completion = config.task.max_prompt_tokens, config.rollout.max_new_tokens
     count = min(rows, max(1, config.engine.micro_batch_tokens // (prompt + completion)))
-    kept = kept_for_backward(module.to(DTYPES[config.student.dtype]), count, prompt, completion)
+    module.to(dtype=DTYPES[config.student.dtype])  # pyright: ignore[reportCallIssue]
+    kept = kept_for_backward(module, count, prompt, completion)
     activations = kept.checkpointed if config.engine.activation_checkpointing else kept.whole
     return dict(zip(names, (activations, loss_bytes(config, count * completion, vocabulary, width)), strict=True))
 
