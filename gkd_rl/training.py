@@ -18,6 +18,7 @@ from gkd_rl.checkpoint import Checkpoints, require_same_run
 from gkd_rl.collect import collect, judge_step
 from gkd_rl.config.load import config_to_yaml
 from gkd_rl.config.run import Config, OptimizerConfig
+from gkd_rl.config.tracking import require_trackers
 from gkd_rl.config.validate import validate
 from gkd_rl.console import PhaseTimes, Terminal
 from gkd_rl.errors import Stopped, UserError
@@ -30,37 +31,40 @@ from gkd_rl.run import Run, assemble, evaluate_during, finish, finished, open_fo
 from gkd_rl.run_folder import RunFolder, environment
 from gkd_rl.run_log import rollout_rows
 from gkd_rl.signals import StopRequest
+from gkd_rl.tracking.trackers import Trackers
 from gkd_rl.watch import SHOWN, most_rewarded
 
 
 def train(config: Config) -> dict[str, Any]:
     """Run ``config`` to its end; returns what ``RUN_DIR/summary.json`` holds. Raises ``UserError`` for what a user can mend."""
     validate(config)
+    require_trackers(config.trackers)
     processes = Processes(config.engine.threads, config.engine.timeout)
-    folder = open_folder(config, processes)
+    folder, terminal = open_folder(config, processes), Terminal(processes.is_main)
+    trackers = Trackers(config, folder, terminal.say)
     try:
         require_same_run(config, processes.count)
-        return _train(config, processes, folder)
+        return _train(config, processes, folder, terminal, trackers)
     except RuntimeError as error:
         if lost := processes.lost(error):
             names = " and ".join(map(str, lost))
             raise UserError(f"rank {names} was lost, so the others stop; resume=auto continues from the newest checkpoint") from error
         raise
     finally:
+        trackers.finish()
         if folder is not None:
             folder.close()
 
 
-def _train(config: Config, processes: Processes, folder: RunFolder | None) -> dict[str, Any]:
+def _train(config: Config, processes: Processes, folder: RunFolder | None, terminal: Terminal, trackers: Trackers) -> dict[str, Any]:
     """The run itself, in the folder that the main process holds."""
     started = time.perf_counter()
-    terminal = Terminal(processes.is_main)
     if (done := finished(config)) is not None:
         terminal.say(f"run_dir {config.run_dir} holds this run, finished after {done['steps']} steps; a larger max_steps continues it")
         processes.close()
         return done
     parts = parts_of(config, processes, folder)
-    run = assemble(config, processes, parts, folder, terminal)
+    run = assemble(config, processes, parts, folder, terminal, trackers)
     if folder is not None:
         if note := folder.begin(config.resume):
             terminal.say(note)
@@ -173,6 +177,7 @@ def _log(run: Run, figures: dict[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         run.folder.append("metrics.jsonl", [finite])
         run.folder.append("timings.jsonl", [{"step": figures["step"], **run.times.seconds, **run.load}])
+        run.trackers.log_figures(finite)
 
 
 def _live(figures: dict[str, float]) -> dict[str, float]:

@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
             "gkd_rl.learner",
             "gkd_rl.scoring",
         ),
-        *("gkd_rl.run_folder", "gkd_rl.console", "gkd_rl.checkpoint", "gkd_rl.intact", "gkd_rl.signals"),
+        *("gkd_rl.run_folder", "gkd_rl.console", "gkd_rl.checkpoint", "gkd_rl.intact", "gkd_rl.signals", "gkd_rl.tracking"),
     ),
     ("gkd_rl.tasks", "gkd_rl.evaluation"),
     (

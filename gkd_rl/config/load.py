@@ -29,7 +29,7 @@ class HasDataDir(Protocol):
 
 
 Settings = TypeVar("Settings", bound=HasDataDir)
-_FREE_FORM = ("task.options", "ablation.grid", "teacher_routing.weights", "model.config")
+_FREE_FORM = ("task.options", "tracking.options", "ablation.grid", "teacher_routing.weights", "model.config")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
