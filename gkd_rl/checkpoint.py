@@ -30,7 +30,8 @@ from gkd_rl.run_folder import RunFolder, remove_tree, write_atomically
 from gkd_rl.types import Heads
 
 CHANGEABLE = (
-    *("run_dir", "max_steps", "resume", "data_dir", "model", "log_rollouts_every", "log_top_choices", "trackers"),
+    *("run_dir", "max_steps", "resume", "data_dir", "model", "log_rollouts_every", "log_top_choices"),
+    *("log_completions", "log_completions_every", "trackers"),
     *("engine.micro_batch_tokens", "engine.threads", "engine.timeout", "engine.max_bad_updates"),
     *("evaluation.every", "evaluation.during_examples", "evaluation.samples"),
     *(f"rollout.vllm.{item.name}" for item in fields(VllmConfig)),

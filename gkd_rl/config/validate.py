@@ -26,6 +26,8 @@ _AT_LEAST = {
     "max_steps": 1,
     "log_rollouts_every": 0,
     "log_top_choices": 0,
+    "log_completions": 0,
+    "log_completions_every": 1,
     "student.lora.rank": 0,
     "rollout.prompts_per_step": 1,
     "rollout.per_prompt": 1,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,18 +220,53 @@ def trackio_points(folder: Path, place: Path) -> list[tuple[int, float]]:
     return [(step, metrics["train/loss"]) for step, metrics in found if "train/loss" in metrics]
 
 
+GIVING = """
+import os, signal, sys
+from pathlib import Path
+from gkd_rl.config.load import load_config
+from gkd_rl.run_folder import RunFolder
+from gkd_rl.tracking.trackers import Trackers
+
+done, steps, config = int(sys.argv[1]), int(sys.argv[2]), load_config(sys.argv[3], sys.argv[4:])
+folder = RunFolder(Path(config.run_dir))
+folder.open("auto")
+trackers = Trackers(config, folder, print)
+trackers.start(done, continued=done > 0)
+for step in range(done + 1, steps + 1):
+    folder.append("metrics.jsonl", [{"step": step, "loss": 1 / step}])
+    trackers.log_figures({"step": step, "loss": 1 / step})
+if not done:
+    os.kill(os.getpid(), signal.SIGKILL)
+trackers.finish()
+"""
+
+
 @pytest.mark.parametrize("kind", ["mlflow", "wandb", "trackio"])
 def test_trackers_that_cannot_forget_get_every_step_once(
-    kind: str, run: Callable[..., Outcome], arithmetic: Path, tmp_path: Path, environment: dict[str, str]
+    kind: str, arithmetic: Path, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A process is killed after four steps, of which three are in its checkpoint; another one goes on to the sixth."""
     pytest.importorskip(kind)
     folder, place = tmp_path / "run", tmp_path / "place"
-    environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "TRACKIO_DIR": str(place), "WANDB_SILENT": "true"}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    own = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "TRACKIO_DIR": str(place), "WANDB_SILENT": "true"}
     options = {"wandb": {"mode": "offline"}, "trackio": {"auto_log_cpu": False}}.get(kind, {})
-    settings = [*dying(folder, kind), f"tracking.options={{{kind}: {json.dumps(options)}}}", "tracking.project=tracked"]
-    assert run("train", arithmetic, *settings).status == -signal.SIGKILL
-    outcome = run("train", arithmetic, *settings, "resume=auto")
-    assert outcome.status == 0 and "failed" not in outcome.out, outcome
-    os.environ |= {name: value for name, value in environment.items() if name.startswith("MLFLOW")}
+    settings = [
+        f"run_dir={folder}",
+        f"trackers=[{kind}]",
+        f"tracking.options={{{kind}: {json.dumps(options)}}}",
+        "tracking.project=tracked",
+    ]
+
+    def give(done: int, steps: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", GIVING, str(done), str(steps), str(arithmetic), *settings]
+        return subprocess.run(command, env=environment | own, capture_output=True, text=True)
+
+    first = give(0, 4)
+    assert first.returncode == -signal.SIGKILL, first
+    log = folder / "metrics.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:3]))
+    second = give(3, 6)
+    assert second.returncode == 0 and "failed" not in second.stdout, second
     points = {"mlflow": mlflow_points, "wandb": wandb_points, "trackio": trackio_points}[kind](folder, place)
-    assert points == [(row["step"], row["loss"]) for row in rows_of(folder / "metrics.jsonl")]
+    assert points == [(step, 1 / step) for step in range(1, 7)]
