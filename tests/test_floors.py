@@ -47,7 +47,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "gkd_rl.evaluation.command",
     ),
     ("gkd_rl.ablation", "gkd_rl.report", "gkd_rl.plan", "gkd_rl.preflight"),
-    ("gkd_rl.cli", "gkd_rl.__main__", "gkd_rl.starting"),
+    ("gkd_rl.cli", "gkd_rl.arguments", "gkd_rl.help_texts", "gkd_rl.completion", "gkd_rl.__main__", "gkd_rl.starting"),
 )
 """Modules and packages of each floor; the longest name that fits a module decides."""
 

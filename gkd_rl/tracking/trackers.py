@@ -45,6 +45,7 @@ class Trackers:
         self._given = json.loads(path.read_text()) if path.exists() else {}
         for kind in self.config.trackers:
             self._begin(kind, step, continued)
+        self._keep()
         for row in self.folder.rows("metrics.jsonl"):
             self.log_figures(row)
 
@@ -84,13 +85,16 @@ class Trackers:
         due = [kind for kind in self._live if self._given[kind][what] < step]
         if not due:
             return
-        assert self.folder is not None
         for kind in due:
             self._given[kind][what] = step
-        self.folder.write(STATE, json.dumps(self._given, indent=2))
+        self._keep()
         finite = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
         for kind in due:
             self._attempt(kind, lambda tracker: tracker.log(finite, step=step))
+
+    def _keep(self) -> None:
+        assert self.folder is not None, "the other processes have no trackers"
+        self.folder.write(STATE, json.dumps(self._given, indent=2))
 
     def finish(self) -> None:
         """Have them write what they hold back, and let go of them."""
