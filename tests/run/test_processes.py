@@ -18,7 +18,8 @@ SAME = ["max_steps=3", "rollout.updates_per_pass=1", "evaluation.every=2"]
 def two(run: Callable[..., Outcome], arithmetic: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """A run of two processes at ZeRO stage 2."""
     folder = tmp_path_factory.mktemp("two") / "run"
-    return folder, run("train", arithmetic, f"run_dir={folder}", "engine.zero_stage=2", *SAME, launcher=torchrun())
+    settings = [f"run_dir={folder}", "engine.zero_stage=2", "trackers=[tensorboard]", *SAME]
+    return folder, run("train", arithmetic, *settings, launcher=torchrun())
 
 
 @pytest.fixture
@@ -51,6 +52,7 @@ def test_only_one_of_two_processes_speaks_and_writes(two: tuple[Path, Outcome]) 
     assert outcome.out.count("greedy accuracy") == 1
     assert outcome.out.count(str(folder / "curves.png")) == 1
     assert len(rows_of(folder / "metrics.jsonl")) == len(rows_of(folder / "timings.jsonl")) == 3
+    assert len(list((folder / "tensorboard").glob("events.*"))) == 1 and "tracker" not in outcome.out
     assert {file.name for file in (folder / "checkpoints" / "step-00000003").glob("buffer-*.pt")} == {"buffer-0.pt", "buffer-1.pt"}
 
 
@@ -144,9 +146,10 @@ def test_another_number_of_processes_continues_a_run_that_was_cut_up(run, arithm
         assert outcome.status == 0, outcome.err
     assert run("train", arithmetic, f"run_dir={tmp_path / 'whole'}", *settings, "max_steps=3").status == 0
     cut, whole = (rows_of(tmp_path / name / "metrics.jsonl") for name in ("cut", "whole"))
-    tolerance = 1e-3 if dtype == "float32" else 0.2  # rounding changes a token now and then
+    half = dtype == "bfloat16"  # of which one rank and two add gradients up otherwise, with or without a cut
     for mine, its in zip(cut, whole, strict=True):
         for name in ("loss", "divergence", "reward", "grad_norm", "length"):
+            tolerance = (0.1 if name in ("loss", "grad_norm") else 0.02) if half else 1e-3
             assert mine[name] == pytest.approx(its[name], rel=tolerance, abs=1e-4), (mine["step"], name)
 
 
