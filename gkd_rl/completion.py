@@ -29,7 +29,7 @@ def script(shell: str, parser: argparse.ArgumentParser) -> str:
         keys = "_gkd_rl_reward_model_keys" if name == _OF_REWARD_MODELS else "_gkd_rl_keys"
         for action in command._actions:
             _complete(action, keys)
-    made = shtab.complete(parser, shell, preamble={shell: _PREAMBLES[shell]()})
+    made = shtab.complete(parser, shell, preamble=_PREAMBLES[shell]())
     return made + _BASH_END if shell == "bash" else made
 
 
