@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -197,18 +198,30 @@ def mlflow_points(folder: Path, place: Path) -> list[tuple[int, float]]:
 
 def wandb_points(folder: Path, place: Path) -> list[tuple[int, float]]:
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     points = []
     for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(file))
-        while (data := store.scan_data()) is not None:
+        for data in _records(file.read_bytes()):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             points += [(row["_step"], row["train/loss"])] if "train/loss" in row else []
     return points
+
+
+def _records(data: bytes, block: int = 32768) -> Iterator[bytes]:
+    """Records of LevelDB's log format (checksum, length, kind: 4, 2 and 1 bytes; data) behind seven bytes of W&B's own."""
+    position, parts = 7, b""
+    while position < len(data):
+        if block - position % block < 7:
+            position += block - position % block
+            continue
+        length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
 
 
 def trackio_points(folder: Path, place: Path) -> list[tuple[int, float]]:
