@@ -43,7 +43,7 @@ def _arguments(kind: str, config: Config, run: str | None, forget: int | None) -
     if kind == "mlflow":
         return {"run_name": name} if run is None else {"run_id": run}
     if kind == "trackio":  # which knows runs by their names alone
-        return {"name": f"{name}-{secrets.token_hex(3)}", "resume": "never"} if run is None else {"name": run, "resume": "must"}
+        return {"name": run or f"{name}-{secrets.token_hex(3)}", "resume": "allow"}
     return {"logging_dir": folder} if kind == "aim" else {}
 
 

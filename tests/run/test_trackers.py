@@ -234,7 +234,7 @@ def trackio_points(folder: Path, place: Path) -> list[tuple[int, float]]:
 
 
 GIVING = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from gkd_rl.config.load import load_config
 from gkd_rl.run_folder import RunFolder
@@ -249,6 +249,7 @@ for step in range(done + 1, steps + 1):
     folder.append("metrics.jsonl", [{"step": step, "loss": 1 / step}])
     trackers.log_figures({"step": step, "loss": 1 / step})
 if not done:
+    time.sleep(5)  # they write in threads
     os.kill(os.getpid(), signal.SIGKILL)
 trackers.finish()
 """
