@@ -52,6 +52,12 @@ def run_name(config: Config) -> str:
     return config.tracking.name or Path(config.run_dir).absolute().name
 
 
+def known_steps(kind: str, tracker: Any) -> int | None:
+    """The last step that the tracker itself has, where it says so: W&B loses what it holds in memory when its process is killed, and
+    offline each process begins a folder that knows nothing of the others."""
+    return tracker.run.starting_step - 1 if kind == "wandb" else None
+
+
 def identity(kind: str, tracker: Any) -> str | None:
     """By what the tracker's run is found again; None where nothing but the run's folder is needed, or nothing would help."""
     if kind == "wandb":

@@ -15,7 +15,7 @@ from gkd_rl.config.load import all_keys
 from gkd_rl.config.run import Config
 from gkd_rl.errors import UserError
 from gkd_rl.run_folder import RunFolder
-from gkd_rl.tracking.kinds import CONTINUES, REWINDS, identity, started
+from gkd_rl.tracking.kinds import CONTINUES, REWINDS, identity, known_steps, started
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -69,6 +69,8 @@ class Trackers:
                 ) from error
             self._lose(kind, error)
             return
+        if (known := known_steps(kind, tracker)) is not None:
+            given |= {"figures": known, "evaluation": known}
         self._live[kind] = tracker
         self._given[kind] = {**given, "run": identity(kind, tracker)}
 

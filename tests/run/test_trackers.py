@@ -200,12 +200,12 @@ def wandb_points(folder: Path, place: Path) -> list[tuple[int, float]]:
     from wandb.proto import wandb_internal_pb2
 
     points = []
-    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        for data in _records(file.read_bytes()):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-            points += [(row["_step"], row["train/loss"])] if "train/loss" in row else []
+    newest = max(folder.glob("wandb/offline-run-*/*.wandb"))  # what a killed process held in memory is lost: this one has all
+    for data in _records(newest.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        points += [(row["_step"], row["train/loss"])] if "train/loss" in row else []
     return points
 
 
