@@ -75,6 +75,13 @@ def _check(command: argparse.ArgumentParser) -> None:
     command.add_argument("--ranks", type=int, metavar="N", help="processes that the run will have, for its memory (default: 1)")
 
 
+def _ablate(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--share-rollouts", action="store_true", help="runs with the same seed start from one first batch, sampled once")
+    command.add_argument(
+        "--slurm", metavar="KEY=VALUE,...", help="submit each run as a job: partition=gpu,gpus_per_node=1,timeout_min=120 (docs/ablate.md)"
+    )
+
+
 def _cache_teacher(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", required=True, metavar="DIR", help="folder of the cache; one that was begun is completed")
 
@@ -107,6 +114,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "check": _check,
+    "ablate": _ablate,
     "cache-teacher": _cache_teacher,
     "export": _export,
     "report": _report,

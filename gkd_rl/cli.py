@@ -163,7 +163,7 @@ def _ablate(parsed: argparse.Namespace) -> int:
     config = _load(parsed)
     from gkd_rl.ablation.command import ablate
 
-    return int(ablate(config, parsed.config, parsed.overrides)[1] > 0)
+    return int(ablate(config, parsed.config, parsed.overrides, parsed.share_rollouts, parsed.slurm)[1] > 0)
 
 
 def _grade(parsed: argparse.Namespace) -> int:

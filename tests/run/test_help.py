@@ -40,7 +40,7 @@ def test_every_command_says_what_it_is_for_and_shows_two_examples_or_three(name:
     assert " ".join(text.purpose.split()) in " ".join(said.split()) and len(text.purpose) > 80 and text.purpose.endswith(".")
     assert 2 <= len(_examples(text)) <= 4
     assert all(line in said for line in text.examples.strip("\n").splitlines())
-    if name not in ("sft", "ablate", "reward-model", "completion"):  # these have no options
+    if name not in ("sft", "reward-model", "completion"):  # these have no options
         assert "options:\n" in said
     assert sum(words[:2] == ["gkd-rl", name] for words in _examples(text)) >= 2 or name == "sft"
 
