@@ -17,7 +17,6 @@ from typing import Any
 from gkd_rl.ablation.frontier import draw_frontier
 from gkd_rl.ablation.grid import Point, points_of
 from gkd_rl.ablation.jobs import make_executor, parse_slurm, run_jobs
-from gkd_rl.ablation.page import write_sweep_report
 from gkd_rl.ablation.processes import last_words, run_all
 from gkd_rl.ablation.results import Interval, Rows, Setting, compare, row_of, write_tables
 from gkd_rl.ablation.sharing import sharing
@@ -27,7 +26,6 @@ from gkd_rl.config.run import AblationConfig, Config
 from gkd_rl.config.validate import validate
 from gkd_rl.console import Terminal
 from gkd_rl.errors import UserError
-from gkd_rl.report.page import has_plotly
 from gkd_rl.run_folder import RunFolder
 
 SHOWN = {"accuracy": "accuracy", "reward": "reward", "reverse_kl": "KL to teacher"}
@@ -68,6 +66,9 @@ def ablate(
     _show(terminal, settings, reasons)
     picture = draw_frontier(sweep.path / "frontier.png", rows, list(config.ablation.grid))
     terminal.say(f"results    {sweep.path / 'results.csv'} and .parquet\npicture    {picture}")
+    from gkd_rl.ablation.page import write_sweep_report
+    from gkd_rl.report.page import has_plotly
+
     if has_plotly():
         terminal.say(f"report     {write_sweep_report(sweep.path, config, settings, reasons)}   (open it in a browser)")
     else:
