@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from gkd_rl.config.objective import ObjectiveConfig, ScheduleConfig
 from gkd_rl.config.student import DType, StudentConfig
+from gkd_rl.config.tracking import TrackingConfig
 from gkd_rl.config.watch import WatchConfig
 
 
@@ -358,6 +359,15 @@ class Config:
     """Rollouts of every so many steps are written to the run's folder; 0: none."""
     log_top_choices: int = 3
     """With each token, the so many likeliest ones of student and teacher, fewer where these hold 0.999 of the probability; 0: none."""
+    log_completions: int = 0
+    """Completions shown in the terminal, with prompt, reward and verdict; 0: none."""
+    log_completions_every: int = 10
+    """Steps from one such showing to the next; the first step has one."""
+    trackers: list[str] = field(default_factory=list)
+    """Trackers that get the run's figures beside ``metrics.jsonl``: ``tensorboard``, ``wandb``, ``mlflow``, ``trackio`` or another one of
+    Accelerate's; by default none."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """How they are started."""
     student: StudentConfig = field(default_factory=StudentConfig)
     """The model that is trained."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

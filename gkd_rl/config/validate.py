@@ -11,6 +11,7 @@ from gkd_rl.config.rewards import reward_complaints
 from gkd_rl.config.run import Config, RolloutConfig
 from gkd_rl.config.student import student_complaints
 from gkd_rl.config.teachers import all_teacher_complaints, has_teacher, model_of, teacher_configs, teacher_top_k
+from gkd_rl.config.tracking import tracking_complaints
 from gkd_rl.config.watch import watch_complaints
 from gkd_rl.errors import UserError
 from gkd_rl.objective.schedule import weights_at
@@ -25,6 +26,8 @@ _AT_LEAST = {
     "max_steps": 1,
     "log_rollouts_every": 0,
     "log_top_choices": 0,
+    "log_completions": 0,
+    "log_completions_every": 1,
     "student.lora.rank": 0,
     "rollout.prompts_per_step": 1,
     "rollout.per_prompt": 1,
@@ -150,6 +153,7 @@ def _complaints(config: Config) -> Iterator[str]:
     yield from _share_complaints(config)
     yield from engine_complaints(config)
     yield from watch_complaints(config.watch, config.objective)
+    yield from tracking_complaints(config.trackers, config.tracking)
     if config.rollout.compile and config.rollout.sampler != "native":
         yield f"rollout.compile is for the native sampler, and rollout.sampler={config.rollout.sampler}; set compile to false"
     if config.rollout.compile and config.engine.zero_stage == 3:

@@ -18,6 +18,7 @@ from gkd_rl.models.language_model import LanguageModel, encode_prompts
 from gkd_rl.models.placement import placed
 from gkd_rl.models.tokenizers import completion_tokens, prompt_tokens
 from gkd_rl.objective.head import logits_of, packed_head
+from gkd_rl.progress import Advance, progress
 from gkd_rl.rollout.calculator import Calculator, Insertions
 from gkd_rl.rollout.drawing import SamplingParams, draw, row_uniforms
 from gkd_rl.rollout.stopping import Stopping
@@ -63,16 +64,17 @@ class InProcessSampler:
         drawn = empty_rows(self.model, len(prompts) * per_prompt, params.max_new_tokens)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         size = max(1, self.max_rows // per_prompt)
-        for chunk in (order[i : i + size] for i in range(0, len(order), size)):
-            rows = torch.tensor([i * per_prompt + g for i in chunk for g in range(per_prompt)], device=drawn.ids.device)
-            keys = [(seed, examples[i].key, g) for i in chunk for g in range(per_prompt)]
-            uniforms = row_uniforms(keys, params.max_new_tokens).to(drawn.ids.device)
-            out = self._decode([prompts[i] for i in chunk], per_prompt, params, uniforms)
-            drawn.ids[rows], drawn.logprobs[rows], drawn.sampler_logprobs[rows] = out[:3]
-            drawn.lengths[rows], drawn.ended[rows], drawn.inserted[rows] = out[3:]
+        with progress("sampling", len(prompts) * per_prompt * params.max_new_tokens, "tokens") as advance:
+            for chunk in (order[i : i + size] for i in range(0, len(order), size)):
+                rows = torch.tensor([i * per_prompt + g for i in chunk for g in range(per_prompt)], device=drawn.ids.device)
+                keys = [(seed, examples[i].key, g) for i in chunk for g in range(per_prompt)]
+                uniforms = row_uniforms(keys, params.max_new_tokens).to(drawn.ids.device)
+                out = self._decode([prompts[i] for i in chunk], per_prompt, params, uniforms, advance)
+                drawn.ids[rows], drawn.logprobs[rows], drawn.sampler_logprobs[rows] = out[:3]
+                drawn.lengths[rows], drawn.ended[rows], drawn.inserted[rows] = out[3:]
         return sampled_rollouts(self.model, examples, prompts, per_prompt, drawn, self.version)
 
-    def _decode(self, prompts: list[list[int]], per_prompt: int, params: SamplingParams, uniforms: Tensor):
+    def _decode(self, prompts: list[list[int]], per_prompt: int, params: SamplingParams, uniforms: Tensor, advance: Advance):
         """Of one chunk: ids, log-probabilities under policy and sampler [B, C], lengths [B], whether rows ended themselves [B], and
         which tokens were inserted [B, C]."""
         model, rows = self.model, len(prompts) * per_prompt
@@ -103,6 +105,7 @@ class InProcessSampler:
             running = alive[~ended]
             ids[running, position] = tokens[~ended]
             logprobs[running, position], sampler_logprobs[running, position] = policy[~ended], sampler[~ended]
+            advance(rows, len(running))
             ending = stopping.ending(ids[alive], position, tokens) & ~ended
             lengths[alive[ending]], whole[alive[ending]] = position + 1, True
             ended = ended | ending
@@ -115,6 +118,7 @@ class InProcessSampler:
                 state.select(keep)
                 alive, tokens, ended = alive[keep], tokens[keep], ended[keep]
             hidden = model.advance(tokens, state)
+        advance(rows * (params.max_new_tokens - position - 1), 0)
         return ids, logprobs, sampler_logprobs, lengths, whole, inserted
 
 
