@@ -13,6 +13,7 @@ from gkd_rl.models.tokenizers import prompt_tokens
 from gkd_rl.objective.gate import row_gates
 from gkd_rl.objective.schedule import value_at
 from gkd_rl.rollout.drawing import SamplingParams
+from gkd_rl.rollout.first_batch import first_answers
 from gkd_rl.rollout.resample import Judged, replace_flat_groups
 from gkd_rl.rollout.rows import join
 from gkd_rl.rollout.sampler import dataset_rollouts
@@ -45,6 +46,12 @@ def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
     gates = row_gates(rewards, rollouts.group, config.objective.gate)
     experience = Experience(rollouts, rewards, judged.components, advantages, teacher, reference, gates)
     figures |= rollout_health(experience, run.processes)
+    if config.rollout.on_policy_schedule.kind != "constant":
+        figures["on_policy_share"] = share_at(run, step)
+    if config.rollout.calculator:
+        counts = {"tokens": float(rollouts.completion_mask.sum()), "inserted": float(rollouts.inserted.sum())}
+        counts = run.processes.sum(counts)
+        figures["calculator_share"] = counts["inserted"] / max(counts["tokens"], 1.0)
     if config.task.long_prompts == "drop" and parts.task.train_size is None:  # of a task with an end, they were left out beforehand
         kept = run.processes.sum({"prompts": float(len(rollouts.group.unique()))})["prompts"]
         figures["prompts_left_out"] = config.rollout.prompts_per_step - kept
@@ -101,16 +108,22 @@ def _examples(run: Run, step: int) -> list[Example]:
     return run.processes.share(kept)
 
 
+def share_at(run: Run, step: int) -> float:
+    """λ at ``step``: the share of examples that the student answers itself."""
+    rollout = run.config.rollout
+    return value_at(rollout.on_policy_share, rollout.on_policy_schedule, step, run.config.max_steps, run.history)
+
+
 def _rollouts(run: Run, examples: list[Example], step: int) -> Rollouts:
     """Sampled rows for a share λ of the examples, given completions for the others (the same coins in every rerun)."""
     config, rollout = run.config, run.config.rollout
-    share = value_at(rollout.on_policy_share, rollout.on_policy_schedule, step, config.max_steps, run.history)
+    share = share_at(run, step)
     coins = [_coin(config.seed, e.key if rollout.mixing == "example" else f"step {step}") for e in examples]
     sampled = [e for e, coin in zip(examples, coins, strict=True) if coin < share]
     others = [e for e, coin in zip(examples, coins, strict=True) if coin >= share]
     parts: list[Rollouts] = []
     if sampled or not others:  # a rank may have no examples at all
-        parts.append(_sampled(run, sampled))
+        parts.append(_sampled(run, sampled) if step or rollout.first_batch is None else _shared(run, sampled))
     if others:
         parts.append(_given(run, others))
     return join(parts, int(run.parts.student.tokenizer.pad_token_id))  # pyright: ignore[reportArgumentType]
@@ -120,6 +133,11 @@ def _sampled(run: Run, examples: Sequence[Example]) -> Rollouts:
     rollout = run.config.rollout
     with run.times.phase("sample"):
         return run.parts.sampler.sample(examples, rollout.per_prompt, sampling_params(rollout), run.config.seed)
+
+
+def _shared(run: Run, examples: Sequence[Example]) -> Rollouts:
+    """The first step's sampled answers, which other runs begin with too."""
+    return first_answers(run.config, run.parts.student, examples, lambda: _sampled(run, examples))
 
 
 def _given(run: Run, examples: Sequence[Example]) -> Rollouts:
@@ -143,6 +161,7 @@ def sampling_params(rollout: RolloutConfig) -> SamplingParams:
         min_new_tokens=rollout.min_new_tokens,
         stop=tuple(rollout.stop),
         stop_token_ids=tuple(rollout.stop_token_ids),
+        calculator=rollout.calculator,
     )
 
 

@@ -21,6 +21,7 @@ from gkd_rl.models.language_model import LanguageModel
 from gkd_rl.objective.schedule import TermWeights
 from gkd_rl.objective.telemetry import summarise
 from gkd_rl.processes import Processes
+from gkd_rl.progress import progress, within
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.rows import micro_batches
 from gkd_rl.rollout.sampler import Sampler
@@ -62,7 +63,7 @@ class Evaluation:
     metrics: dict[str, float] = field(default_factory=dict)
     """corpus metrics of all answers"""
     judged: Sequence[dict[str, Any]] = ()
-    """of each example: its key, and whether the greedy answer was right"""
+    """of each example: its key, prompt, reference (where there is one) and greedy answer, and whether this was right"""
 
     def score(self, name: str) -> float:
         """The figure by which models are compared: ``accuracy``, ``reward``, or one of ``metrics``; NaN where no answer has it."""
@@ -89,6 +90,8 @@ class Evaluator:
     temperature: float = 1.0
     """of the sampled answers"""
     metrics: Sequence[Metric] = ()
+    calculator: bool = False
+    """whether results of ``<<expression=`` are inserted into answers"""
 
     @torch.no_grad()
     def __call__(
@@ -98,6 +101,13 @@ class Evaluator:
         examples: Sequence[Example],
         teacher: Teacher | None = None,
         samples: int = 1,
+    ) -> Evaluation:
+        """``samples`` answers to each example beside the greedy one."""
+        with within("evaluation"):
+            return self._evaluation(model, sampler, examples, teacher, samples)
+
+    def _evaluation(
+        self, model: LanguageModel, sampler: Sampler, examples: Sequence[Example], teacher: Teacher | None, samples: int
     ) -> Evaluation:
         mine = self.processes.share(examples)
         started = time.perf_counter()
@@ -119,7 +129,7 @@ class Evaluator:
                 **{f"pass@{k}": sum(pass_at_k(samples, int(c), k) for c in right_samples) for k in _powers(samples)},
             }
         )
-        judged = [{"example": example.key, "right": bool(value)} for example, value in zip(mine, right.tolist(), strict=True)]
+        judged = [_judged(*answer) for answer in zip(mine, greedy.texts, right.tolist(), strict=True)]
         values = self._metrics(greedy, sampled, max(1, samples))
         figures = self._divergence(model, teacher, sampled) if teacher is not None else {}
         low, high = wilson_interval(int(totals["right"]), len(examples))
@@ -142,8 +152,9 @@ class Evaluator:
 
     def _samples(self, sampler: Sampler, examples: Sequence[Example], count: int) -> tuple[Rollouts, Rollouts]:
         """One greedy answer to each example, and ``count`` sampled ones."""
-        greedy = sampler.sample(examples, 1, SamplingParams(self.max_new_tokens, temperature=0.0), SAMPLING_SEED)
-        return greedy, sampler.sample(examples, count, SamplingParams(self.max_new_tokens, self.temperature), SAMPLING_SEED)
+        params = SamplingParams(self.max_new_tokens, self.temperature, calculator=self.calculator)
+        greedy = sampler.sample(examples, 1, replace(params, temperature=0.0), SAMPLING_SEED)
+        return greedy, sampler.sample(examples, count, params, SAMPLING_SEED)
 
     def _right(self, rollouts: Rollouts) -> Tensor:
         _, components = score_rollouts(self.verifier, rollouts)
@@ -168,9 +179,17 @@ class Evaluator:
         experience = Experience(rollouts, zeros, {}, zeros, teacher.score(rollouts))
         towards = replace(self.objective, divergence=replace(self.objective.divergence, extrapolation=1.0))  # the teacher itself
         learner = Learner(model, towards, TermWeights(0.0, 1.0, 0.0), GlobalCounts(0.0, 1.0, 0.0))
-        for part in micro_batches(experience, self.token_budget, model.one_sequence):
-            learner.loss(part)
+        with progress("divergence", len(zeros), "rows") as advance:
+            for part in micro_batches(experience, self.token_budget, model.one_sequence):
+                learner.loss(part)
+                advance(len(part.rewards))
         return summarise(self.processes.sum(learner.sums))
+
+
+def _judged(example: Example, answer: str, right: bool) -> dict[str, Any]:
+    prompt = example.prompt if isinstance(example.prompt, str) else [dict(message) for message in example.prompt]
+    reference = {"reference": example.columns["reference"]} if "reference" in example.columns else {}
+    return {"example": example.key, "right": right, "prompt": prompt, "completion": answer, **reference}
 
 
 def _powers(samples: int) -> list[int]:
