@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -19,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5Con
 from gkd_rl.models.language_model import LanguageModel, wrap
 from gkd_rl.objective.head import logits_of
 
-SHAPE = {"d_model": 160, "d_kv": 40, "d_ff": 416, "num_layers": 3, "num_decoder_layers": 3, "num_heads": 4}
+SHAPE: dict[str, Any] = {"d_model": 160, "d_kv": 40, "d_ff": 416, "num_layers": 3, "num_decoder_layers": 3, "num_heads": 4}
 """of the teacher"""
 KEPT = {"encoder": (0, 2), "decoder": (0,)}
 """layers of the teacher from which the student is made"""
