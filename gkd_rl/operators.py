@@ -9,6 +9,7 @@ from torch import nn
 
 from gkd_rl.config.run import Config, OptimizerConfig
 from gkd_rl.errors import UserError
+from gkd_rl.muon import MuonAndAdamW
 
 
 def import_deepspeed() -> Any:
@@ -72,6 +73,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
     groups = [group for group in groups if group["params"]]
     if config.kind == "adafactor":
         return torch.optim.Adafactor(groups, lr=config.lr)
+    if config.kind == "muon":
+        return MuonAndAdamW(model, config)
     settings: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
     if config.kind == "deepspeed_cpu_adam":
         import_deepspeed()

@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
             "gkd_rl.resharding",
             "gkd_rl.processes",
             "gkd_rl.accumulated",
+            "gkd_rl.muon",
             "gkd_rl.operators",
             "gkd_rl.learner",
             "gkd_rl.scoring",

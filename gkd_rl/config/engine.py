@@ -10,8 +10,9 @@ from gkd_rl.config.run import Config
 def engine_complaints(config: Config) -> Iterator[str]:
     """A sentence for each setting that would be inert, or change results silently."""
     engine, stage = config.engine, config.engine.zero_stage
-    if config.optimizer.kind == "adafactor" and (stage or config.student.dtype != "float32"):
-        yield "optimizer.kind=adafactor needs whole matrices, which ZeRO cuts up; set zero_stage=0 and student.dtype=float32, or adamw"
+    kind = config.optimizer.kind
+    if kind in ("adafactor", "muon") and (stage or config.student.dtype != "float32"):
+        yield f"optimizer.kind={kind} needs whole matrices, which ZeRO cuts up; set zero_stage=0 and student.dtype=float32, or adamw"
     states, parameters = engine.offload_optimizer, engine.offload_parameters
     if states != "none" and not stage:
         yield "engine.offload_optimizer works with ZeRO 1 to 3, and engine.zero_stage is 0; set it to 1, or offload_optimizer to none"

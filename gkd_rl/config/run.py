@@ -218,10 +218,11 @@ class RolloutConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW and its learning-rate schedule."""
+    """The optimiser and its learning-rate schedule."""
 
-    kind: Literal["adamw", "adafactor", "deepspeed_cpu_adam"] = "adamw"
-    """``adafactor``: second moments by rows and columns, no first moment; a fraction of AdamW's memory, ZeRO 0 in float32 only.
+    kind: Literal["adamw", "muon", "adafactor", "deepspeed_cpu_adam"] = "adamw"
+    """``muon``: orthogonalised momentum for the matrices within the layers, AdamW for the rest; ZeRO 0 in float32 only.
+    ``adafactor``: second moments by rows and columns, no first moment; a fraction of AdamW's memory, ZeRO 0 in float32 only.
     ``deepspeed_cpu_adam``: AdamW by DeepSpeed's operator for states in CPU memory, compiled once per machine; with
     ``engine.offload_optimizer``."""
     lr: float = 1e-3

@@ -180,6 +180,8 @@ def test_the_shipped_configurations_are_valid(name: str) -> None:
     ("overrides", "said"),
     [
         (("optimizer.kind=adafactor", "engine.zero_stage=1"), "optimizer.kind=adafactor needs whole matrices"),
+        (("optimizer.kind=muon", "engine.zero_stage=2"), "optimizer.kind=muon needs whole matrices"),
+        (("optimizer.kind=muon", "student.dtype=bfloat16"), "optimizer.kind=muon needs whole matrices"),
         (("engine.offload_optimizer=cpu",), "engine.offload_optimizer works with ZeRO 1 to 3"),
         (("engine.offload_parameters=cpu", "engine.zero_stage=2"), "engine.offload_parameters works with ZeRO 3"),
         (
