@@ -100,6 +100,8 @@ def main() -> None:
         sys.path.insert(0, str(here))
         print(json.dumps({"page": page, "failed": walk(steps)}), flush=True)
         sys.path.remove(str(here))
+        for name in [name for name, module in sys.modules.items() if str(here) in str(getattr(module, "__file__", ""))]:
+            del sys.modules[name]
 
 
 if __name__ == "__main__":
