@@ -19,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "run")]
 
+SUPPOSED = ("STUDENT", "TEACHER", "DATA")
 ANSWERS = [
     {"answer": "#### 72", "completion": "48+24=72\n#### 72"},
     {"answer": "#### 5", "completion": "It is 6."},
@@ -40,7 +41,7 @@ def suppose(folder: Path) -> None:
 
 def prepare(page: Path, supposed: Path) -> None:
     page.mkdir(parents=True)
-    for name in ("STUDENT", "TEACHER", "DATA"):
+    for name in SUPPOSED:
         (page / name).symlink_to(supposed / name)
     for name in ("configs", "scripts"):
         (page / name).symlink_to(ROOT / name)
@@ -92,7 +93,8 @@ def walk(steps: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     plan, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    suppose(folder)
+    if any(name in json.dumps(plan) for name in SUPPOSED):
+        suppose(folder)
     for page, steps in plan.items():
         here = folder / page.replace("/", "-")
         prepare(here, folder)
