@@ -1,21 +1,15 @@
 """An OpenAI-compatible `/v1/chat/completions` endpoint, asked again with growing waits where it fails."""
 
-import json
 import os
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, TypeVar
 
 from reward_models.errors import InputError, RewardError
+from reward_models.http_json import is_refusal, post, reason, wait_before
 
-LONGEST_WAIT = 60.0
-"""Seconds between two tries at most."""
-WORTH_ANOTHER_TRY = (408, 409, 425, 429)
-"""Status codes below 500 that may pass."""
 Value = TypeVar("Value")
 
 
@@ -85,24 +79,22 @@ class ChatEndpoint:
         """
         failure: Exception = RewardError(f"{self.endpoint}: given up")
         for number in range(self.retries + 1):
-            if number and stop.wait(min(self.retry_seconds * 2 ** (number - 1), LONGEST_WAIT)):
+            if number and stop.wait(wait_before(number, self.retry_seconds)):
                 break
             try:
                 return read(self._answer(text))
             except UnreadableAnswer as error:
                 failure = UnreadableAnswer(f"{self.endpoint}: {error}, after {number + 1} tries")
             except (OSError, HTTPException, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-                if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in WORTH_ANOTHER_TRY:
-                    raise InputError(f"{self.endpoint}: {_reason(error)}; mend the settings") from None
-                failure = RewardError(f"{self.endpoint}: {_reason(error)}, after {number + 1} tries; see to the server")
+                said = reason(error, "chat completion")
+                if is_refusal(error):
+                    raise InputError(f"{self.endpoint}: {said}; mend the settings") from None
+                failure = RewardError(f"{self.endpoint}: {said}, after {number + 1} tries; see to the server")
         raise failure
 
     def _answer(self, text: str) -> str:
         body = {"model": self.model, "messages": [{"role": "user", "content": text}], **self.options}
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self._key}"} if self._key else {})}
-        request = urllib.request.Request(self.endpoint, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-            answer = json.load(reply)
+        answer = post(self.endpoint, body, self._key, self.timeout)
         used = answer.get("usage") or {}
         with self._lock:
             self.usage.requests += 1
@@ -112,15 +104,3 @@ class ChatEndpoint:
         if not isinstance(content, str):
             raise UnreadableAnswer("the answer has no text")
         return content
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong with a request, in one line."""
-    if isinstance(error, urllib.error.HTTPError):
-        said = " ".join(error.read(300).decode("utf-8", "replace").split())
-        return f"the server answered {error.code} {error.reason}" + (f" ({said})" if said else "")
-    if isinstance(error, urllib.error.URLError):
-        return f"the server cannot be reached ({error.reason})"
-    if isinstance(error, (ValueError, KeyError, TypeError, IndexError, AttributeError)):
-        return "the answer is no chat completion"
-    return f"the request failed ({type(error).__name__}: {error})"

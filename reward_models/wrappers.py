@@ -6,10 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from reward_models.errors import InputError
+from reward_models.http_json import wait_before
 from reward_models.loading import Reward
-
-LONGEST_WAIT = 60.0
-"""Seconds between two tries at most."""
 
 
 class Retried:
@@ -19,13 +17,13 @@ class Retried:
         self.reward, self.retries, self.seconds = reward, retries, seconds
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        for number in range(self.retries):
+        for number in range(1, self.retries + 1):
             try:
                 return list(self.reward(prompts=prompts, completions=completions, **columns))
             except InputError:
                 raise
             except Exception:  # the last try, below, lets it through
-                time.sleep(min(self.seconds * 2**number, LONGEST_WAIT))
+                time.sleep(wait_before(number, self.seconds))
         return list(self.reward(prompts=prompts, completions=completions, **columns))
 
 

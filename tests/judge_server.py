@@ -1,75 +1,29 @@
-"""A real HTTP server with a chat endpoint: its answers follow a rule, and faults can be put between."""
+"""A chat endpoint behind real HTTP, whose answers follow a rule."""
 
 from __future__ import annotations
 
-import json
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
+from json_server import JsonServer, listening
 
-class JudgeServer:
-    """``/v1/chat/completions`` whose message is ``rule(question)``. ``faults`` are used up one per request: a status, or bytes."""
+
+class JudgeServer(JsonServer):
+    """``/v1/chat/completions`` whose message is ``rule(question)``. A fault is a status, bytes or an answer."""
 
     def __init__(self, rule: Callable[[str], str]) -> None:
+        super().__init__()
         self.rule = rule
-        self.faults: list[int | bytes | dict] = []
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.delay = 0.0
-        self.under_way = self.most_under_way = 0
-        self.lock = threading.Lock()
-        self.url = ""
 
-    def reply(self, body: dict[str, Any]) -> int | bytes | dict:
-        with self.lock:
-            self.requests.append(body)
-            self.under_way += 1
-            self.most_under_way = max(self.most_under_way, self.under_way)
-            fault = self.faults.pop(0) if self.faults else None
-        try:
-            time.sleep(self.delay)
-            if fault is not None:
-                return fault
-            question = body["messages"][0]["content"]
-            message = {"role": "assistant", "content": self.rule(question)}
-            return {"choices": [{"message": message}], "usage": {"prompt_tokens": len(question), "completion_tokens": 10}}
-        finally:
-            with self.lock:
-                self.under_way -= 1
+    def answer(self, body: dict[str, Any], fault: Any) -> Any:
+        if fault is not None:
+            return fault
+        question = body["messages"][0]["content"]
+        message = {"role": "assistant", "content": self.rule(question)}
+        return {"choices": [{"message": message}], "usage": {"prompt_tokens": len(question), "completion_tokens": 10}}
 
 
-@contextmanager
-def judging(rule: Callable[[str], str]) -> Iterator[JudgeServer]:
-    """A server on a free port of this machine, in threads of this process, until the end."""
-    state = JudgeServer(rule)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            state.headers.append({"path": self.path, **dict(self.headers)})
-            reply = state.reply(body)
-            data = reply if isinstance(reply, bytes) else json.dumps({"error": "busy"} if isinstance(reply, int) else reply).encode()
-            try:
-                self.send_response(reply if isinstance(reply, int) else 200)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-            except OSError:  # the client gave up waiting
-                pass
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
-        yield state
-    finally:
-        server.shutdown()
-        server.server_close()
+def judging(rule: Callable[[str], str]) -> AbstractContextManager[JudgeServer]:
+    """Such a server, until the end."""
+    return listening(JudgeServer(rule))

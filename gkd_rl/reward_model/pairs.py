@@ -12,7 +12,8 @@ from typing import Any
 
 from gkd_rl.config.reward_model import PreferencesConfig
 from gkd_rl.errors import UserError
-from gkd_rl.reward_model.tables import Row, read_table
+from gkd_rl.reward_model.tables import read_table
+from gkd_rl.tasks.sources import Row
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def _split(rows: list[Row], config: PreferencesConfig, seed: int) -> tuple[list[
     """Rows by prompt into two parts."""
     by_prompt: dict[str, list[Row]] = {}
     for number, row in enumerate(rows):
-        by_prompt.setdefault(_key(row.field(config.prompt_field)) if config.prompt_field else str(number), []).append(row)
+        by_prompt.setdefault(_key(row.value(config.prompt_field)) if config.prompt_field else str(number), []).append(row)
     groups = list(by_prompt.values())
     random.Random(f"held out {seed}").shuffle(groups)
     count = max(1, round(config.held_out_share * len(groups)))
@@ -127,8 +128,8 @@ def _given(config: PreferencesConfig, row: Row) -> Pair:
 
 
 def _answer(config: PreferencesConfig, row: Row, field: str) -> Answer:
-    prompt = row.field(config.prompt_field) if config.prompt_field else None
-    completion = row.field(field)
+    prompt = row.value(config.prompt_field) if config.prompt_field else None
+    completion = row.value(field)
     for name, value in ((config.prompt_field, prompt), (field, completion)):
         if name and not isinstance(value, str) and not _is_chat(value):
             raise UserError(f"{row.where}: field '{name}' is neither text nor a list of chat messages")
@@ -139,9 +140,9 @@ def _answer(config: PreferencesConfig, row: Row, field: str) -> Answer:
 
 def _number(row: Row, field: str) -> float:
     try:
-        number = float(row.field(field))
+        number = float(row.value(field))
     except (TypeError, ValueError):
-        raise UserError(f"{row.where}: field '{field}' is {row.field(field)!r}; it must be a number") from None
+        raise UserError(f"{row.where}: field '{field}' is {row.value(field)!r}; it must be a number") from None
     if not math.isfinite(number):
         raise UserError(f"{row.where}: field '{field}' is {number}; it must be finite")
     return number

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gkd_rl.errors import UserError
+from gkd_rl.tasks.sources import Row
 from reward_models.errors import nearest_hint
 from reward_models.records import open_records
 
 PACKED = ".tar.gz/"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row and where it stands (file and line)."""
-
-    fields: Mapping[str, Any]
-    where: str
-
-    def field(self, name: str) -> Any:
-        """A field; raises ``UserError`` with the nearest one where it is not there."""
-        if name not in self.fields:
-            known = ", ".join(map(str, self.fields))
-            raise UserError(f"{self.where}: there is no field '{name}'{nearest_hint(name, self.fields)} (fields: {known})")
-        return self.fields[name]
 
 
 def read_table(path: Path) -> list[Row]:

@@ -8,10 +8,7 @@ Shapes: B sequences, C completion positions, K likeliest tokens.
 
 from __future__ import annotations
 
-import json
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
@@ -24,12 +21,7 @@ from gkd_rl.config.run import TeacherConfig
 from gkd_rl.errors import UserError
 from gkd_rl.teacher.answers import BadAnswer, Position, rows_of
 from gkd_rl.types import Rollouts, TopKScores
-
-LONGEST_WAIT = 60.0
-"""Seconds between two tries at most."""
-
-WORTH_ANOTHER_TRY = (408, 409, 425, 429)
-"""Status codes below 500 that may pass."""
+from reward_models.http_json import is_refusal, post, reason, wait_before
 
 
 class ServedTeacher:
@@ -98,7 +90,7 @@ class ServedTeacher:
         """One request's rows, tried until an answer is right."""
         problem = ""
         for number in range(self.settings.retries + 1):
-            if number and stop.wait(min(self.settings.retry_seconds * 2 ** (number - 1), LONGEST_WAIT)):
+            if number and stop.wait(wait_before(number, self.settings.retry_seconds)):
                 break
             try:
                 return rows_of(self._post(sent), sent, self.settings.protocol, self.top_k, self.vocabulary)
@@ -106,8 +98,8 @@ class ServedTeacher:
                 where = "" if error.position is None else f", position {error.position}"
                 problem = f"row {rows[error.row]}{names[error.row]}{where}: {error.what}"
             except (OSError, HTTPException, ValueError) as error:
-                problem = f"row {rows[0]}{names[0]}, position 0: {_reason(error)}"
-                if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in WORTH_ANOTHER_TRY:
+                problem = f"row {rows[0]}{names[0]}, position 0: {reason(error, 'JSON')}"
+                if is_refusal(error):
                     raise UserError(f"{self.name}.url {self.endpoint}: {problem}; mend the settings under {self.name}") from None
         raise UserError(f"{self.name}.url {self.endpoint}: {problem}, after {self.settings.retries + 1} tries; see to the server")
 
@@ -118,19 +110,4 @@ class ServedTeacher:
             body |= {"prompt_logprobs": self.top_k}
         else:
             body |= {"echo": True, "logprobs": self.top_k, "return_tokens_as_token_ids": True}
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
-        request = urllib.request.Request(self.endpoint, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=self.settings.timeout) as answer:
-            return json.load(answer)
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong with a request, in one line."""
-    if isinstance(error, urllib.error.HTTPError):
-        said = " ".join(error.read(300).decode("utf-8", "replace").split())
-        return f"the server answered {error.code} {error.reason}" + (f" ({said})" if said else "")
-    if isinstance(error, urllib.error.URLError):
-        return f"the server cannot be reached ({error.reason})"
-    if isinstance(error, ValueError):
-        return "the answer is no JSON"
-    return f"the request failed ({type(error).__name__}: {error})"
+        return post(self.endpoint, body, self.key, self.settings.timeout)

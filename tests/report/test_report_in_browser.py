@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Page, expect, sync_playwright
 from run_folders import HOSTILE, metrics_row, rollout, write_rows, write_run
 
 from gkd_rl.report.page import write_report
 from gkd_rl.report.reader import RunReader
 from gkd_rl.report.serve import LiveServer
 
-playwright = pytest.importorskip("playwright.sync_api")
-expect, Page = playwright.expect, playwright.Page
 pytestmark = pytest.mark.browser
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -28,7 +27,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
     assert CHROMIUM, "no Chromium was found; install it, or name it in CHROMIUM"
-    with playwright.sync_playwright() as api:
+    with sync_playwright() as api:
         browser = api.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()

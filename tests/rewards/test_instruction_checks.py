@@ -57,8 +57,6 @@ def test_there_are_the_25_instructions_of_the_paper():
 
 @pytest.mark.parametrize("instruction", sorted(CHECKS))
 def test_followers_follow_and_violators_do_not(instruction: str):
-    if instruction == "language:response_language":
-        pytest.importorskip("langdetect")
     _expect(_checks(), instruction, ARGUMENTS.get(instruction, {}))
 
 
@@ -127,7 +125,6 @@ def test_without_the_detector_languages_are_left_out_and_checking_them_is_refuse
 
 
 def test_english_is_asked_for_where_languages_are_checked():
-    pytest.importorskip("langdetect")
     german = "das ist ein deutscher satz über das wetter und den wald"
     assert InstructionChecks().followed(german, ["change_case:english_lowercase"], [{}]) == [False]
     assert InstructionChecks(language=False).followed(german, ["change_case:english_lowercase"], [{}]) == [True]

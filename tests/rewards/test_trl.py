@@ -64,7 +64,6 @@ def test_a_reward_of_trl_runs_in_a_weighted_sum(length: int, expected: float):
 
 
 def test_trls_own_rewards_are_named_by_their_path_and_run_on_chats():
-    pytest.importorskip("math_verify")
     rewards = [(name, load_reward(f"trl.rewards.{name}"), 1.0) for name in ("think_format_reward", "accuracy_reward")]
     chats = [
         [{"role": "assistant", "content": text}] for text in (r"<think>so</think>\boxed{72}", r"\boxed{72}", r"<think>so</think>\boxed{71}")

@@ -144,9 +144,10 @@ def test_another_number_of_processes_continues_a_run_that_was_cut_up(run, arithm
         assert outcome.status == 0, outcome.err
     assert run("train", arithmetic, f"run_dir={tmp_path / 'whole'}", *settings, "max_steps=3").status == 0
     cut, whole = (rows_of(tmp_path / name / "metrics.jsonl") for name in ("cut", "whole"))
-    tolerance = 1e-3 if dtype == "float32" else 0.2  # rounding changes a token now and then
+    half = dtype == "bfloat16"  # of which one rank and two add gradients up otherwise, with or without a cut
     for mine, its in zip(cut, whole, strict=True):
         for name in ("loss", "divergence", "reward", "grad_norm", "length"):
+            tolerance = (0.1 if name in ("loss", "grad_norm") else 0.02) if half else 1e-3
             assert mine[name] == pytest.approx(its[name], rel=tolerance, abs=1e-4), (mine["step"], name)
 
 

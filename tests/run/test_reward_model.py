@@ -176,7 +176,7 @@ def test_tables_are_read_in_every_form_and_from_archives(tmp_path: Path) -> None
         ("", [], "preferences.train names no file; set it to the file of preference pairs"),
         ("preferences: {train: absent.jsonl}", [], "there is no file absent.jsonl"),
         ("preferences: {train: absent.tar.gz/a.tsv}", [], "there is no archive absent.tar.gz; set data_dir"),
-        ("preferences: {train: PAIRS}", ["preferences.chosen_field=choosen"], "there is no field 'choosen'; did you mean 'chosen'?"),
+        ("preferences: {train: PAIRS}", ["preferences.chosen_field=choosen"], "has no field 'choosen'; the nearest is 'chosen'"),
         ("preferences: {train: PAIRS}", ["preferences.kind=scored", "preferences.score_field=chosen",
                                          "preferences.completion_field=rejected"], "'chosen' is 'a fine"),
         ("preferences: {train: PAIRS}", ["preferences.margin_feld=a"], "the nearest is 'preferences.margin_field'"),
