@@ -77,6 +77,7 @@ def test_links_lead_somewhere(page: Path):
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         if not target.startswith(("http://", "https://")) and Path(target).name not in MADE:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
-    named = set(re.findall(r"^\[([\w-]+)\]: ", text, flags=re.MULTILINE))
-    used = set(re.findall(r"\]\[([\w-]+)\]", text))
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    named = set(re.findall(r"^\[([\w-]+)\]: ", prose, flags=re.MULTILINE))
+    used = set(re.findall(r"\]\[([\w-]+)\]", prose))
     assert used == named, f"{page.name}: sources without a name or a use: {used ^ named}"
