@@ -3,7 +3,8 @@
 A block is executed unless the line before it says ``<!-- not run: REASON -->``. A page's blocks run in their order in one folder:
 
 * ``python``: executed; one whose first line is ``# NAME.py`` is first written to that file;
-* ``bash``, ``sh``, ``console``: line by line; of a ``console`` block the output is compared too;
+* ``bash``, ``sh``, ``console``: line by line; of a ``console`` block the output is compared too
+  (``CANNOT`` says which commands never are);
 * ``yaml`` whose first line is ``# NAME.yaml``, and any block after ``<!-- file: NAME -->``: written to that file.
 
 Runs are cut to one small step. ``<!-- slow: REASON -->`` puts a page among the slow tests.
@@ -24,7 +25,15 @@ SHELL = ("bash", "sh", "console")
 STARTS = ("gkd-rl", "torchrun", "deepspeed", "accelerate", "srun", "vllm", "make", "pip", "python", "git", "export")
 """First words by which a line is known to be a command."""
 
-_FENCED = re.compile(r"^(?:<!-- (?P<note>.*?) -->\n+)?^```(?P<language>\w*)\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
+CANNOT = {
+    r"pip install ": "changes the environment",
+    r"tensorboard --logdir": "serves until it is stopped",
+    r".* --slurm ": "submits to a cluster",
+    r".* --serve": "serves until it is stopped",
+}
+"""Commands that are not run wherever they stand, and why."""
+
+_FENCED = re.compile(r"^(?:<!-- (?P<note>[^\n]*?) -->\n+)?^```(?P<language>\w*)\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
 _FEW = ("rollout.prompts_per_step=4", "evaluation.examples=4", "evaluation.during_examples=4")
 _SMALL = ("max_steps=1", "checkpoint.every=1", *_FEW)
 
@@ -82,6 +91,8 @@ def _steps(block: Block) -> Iterator[dict[str, Any]]:
         yield {"kind": "python", "text": block.text}
     elif block.runs:
         for command, output in lines(block):
+            if any(re.match(pattern, command) for pattern in CANNOT):
+                continue
             if re.match(r"gkd-rl [^|>&;$]*$", command):
                 yield {"kind": "gkd-rl", "words": [*shlex.split(command)[1:], *smaller(command)], "output": output}
             else:

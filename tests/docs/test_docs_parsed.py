@@ -12,7 +12,7 @@ from pages import PAGES, ROOT, SHELL, blocks, lines
 
 from gkd_rl.cli import _parse
 from gkd_rl.config.load import all_keys, load_config
-from gkd_rl.config.run import Config
+from gkd_rl.config.validate import validate
 
 ALL = [*PAGES, ROOT / "CONTRIBUTING.md"]
 SECTIONS = {key.split(".")[0] for key in all_keys()}
@@ -44,20 +44,21 @@ def test_commands_are_understood(page: str, command: str):
 
 
 def _settings() -> list[tuple[str, str]]:
+    """Blocks of settings, by themselves or over a configuration of this repository."""
     found = []
     for page in ALL:
         for block in blocks(page):
             content = yaml.safe_load(block.text) if block.language == "yaml" else None
-            if isinstance(content, dict) and set(content) <= SECTIONS:
+            if isinstance(content, dict) and set(content) <= {"base", *SECTIONS} and content.get("base", "configs/").startswith("configs/"):
                 found.append((page.name, block.text))
     return found
 
 
 @pytest.mark.parametrize(("page", "block"), _settings())
-def test_settings_have_keys_and_types_that_exist(page: str, block: str, tmp_path: Path):
-    path = tmp_path / "config.yaml"
-    path.write_text(block)
-    assert isinstance(load_config(path), Config), page
+def test_settings_are_not_refused(page: str, block: str, tmp_path: Path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "config.yaml").write_text(block)
+    validate(load_config(tmp_path / "config.yaml"))
 
 
 def test_there_is_something_to_look_at():
