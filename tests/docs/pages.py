@@ -93,7 +93,7 @@ def _steps(block: Block) -> Iterator[dict[str, Any]]:
         for command, output in lines(block):
             if any(re.match(pattern, command) for pattern in CANNOT):
                 continue
-            if re.match(r"gkd-rl [^|>&;$]*$", command):
+            if re.match(r"gkd-rl [^|>&;$*]*$", command):
                 yield {"kind": "gkd-rl", "words": [*shlex.split(command)[1:], *smaller(command)], "output": output}
             else:
                 yield {"kind": "shell", "text": command, "output": output}

@@ -20,6 +20,11 @@ MADE = ("configuration.md",)
 """Pages that are made with the site."""
 
 
+def _prose(page: Path) -> str:
+    """The page without its blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
 def _commands() -> list[tuple[str, str]]:
     """Every line that calls the command line, by the module too; those of printed output as well."""
     found = []
@@ -41,6 +46,21 @@ def test_commands_are_understood(page: str, command: str):
     config = getattr(parsed, "config", None)
     if config is not None and Path(config).suffix == ".yaml" and config.startswith("configs/"):
         assert (ROOT / config).is_file(), f"{page} names {config}"
+
+
+def _in_prose() -> list[tuple[str, str]]:
+    return [(page.name, command) for page in ALL for command in re.findall(r"`gkd-rl ([^`]+)`", _prose(page))]
+
+
+@pytest.mark.parametrize(("page", "command"), _in_prose())
+def test_commands_in_prose_are_understood(page: str, command: str, capsys: pytest.CaptureFixture[str]):
+    words = [word for word in shlex.split(command) if word != "..."]
+    if len(words) > 1:
+        _parse(words)
+    else:  # only mentioned
+        with pytest.raises(SystemExit) as leaving:
+            _parse([*words, "--help"])
+        assert leaving.value.code == 0, capsys.readouterr().err
 
 
 def _settings() -> list[tuple[str, str]]:
@@ -78,7 +98,7 @@ def test_links_lead_somewhere(page: Path):
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         if not target.startswith(("http://", "https://")) and Path(target).name not in MADE:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    prose = _prose(page)
     named = set(re.findall(r"^\[([\w-]+)\]: ", prose, flags=re.MULTILINE))
     used = set(re.findall(r"\]\[([\w-]+)\]", prose))
     assert used == named, f"{page.name}: sources without a name or a use: {used ^ named}"
