@@ -30,6 +30,7 @@ CANNOT = {
     r"tensorboard --logdir": "serves until it is stopped",
     r".* --slurm ": "submits to a cluster",
     r".* --serve": "serves until it is stopped",
+    r".*> ~/": "writes into the reader's home",
 }
 """Commands that are not run wherever they stand, and why."""
 
