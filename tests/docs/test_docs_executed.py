@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pages import PAGES, ROOT, STARTS, blocks, is_slow, steps
 
+pytestmark = pytest.mark.timeout(1800)  # the first test waits for all fast pages
 RUNNER = Path(__file__).with_name("page_runner.py")
 WALKED = {str(page.relative_to(ROOT)): page for page in PAGES if any(step["kind"] != "file" for step in steps(page))}
 FAST = sorted(name for name, page in WALKED.items() if not is_slow(page))
