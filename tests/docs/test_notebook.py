@@ -35,4 +35,4 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "reference" in printed and "→" in printed and "0.5 0." in printed
     drawn = [output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})]
     assert len(drawn) == 2
-    assert (tmp_path / "runs" / "first-run" / "report.html").is_file()
+    assert (tmp_path / "runs" / "first-run" / "model" / "config.json").is_file()
