@@ -65,7 +65,7 @@ format: setup
 models: setup
 	$(BIN)/python scripts/build_embedded_models.py
 
-# Every baseline with three seeds at equal arithmetic: hours. What is there is not repeated.
+# Every method with three seeds at equal arithmetic: two to three hours on two cores. What is there is not repeated.
 evidence: setup
 	$(BIN)/python scripts/evidence.py
 

@@ -67,6 +67,8 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     Raises ``UserError`` before a model is loaded if it can.
     """
     validate(config)
+    if config.rollout.first_batch is not None and processes.count > 1:
+        raise UserError(f"rollout.first_batch is for runs of one process, and there are {processes.count}; leave it out")
     if config.rollout.sampler == "vllm":
         require_vllm(config.rollout.vllm)
     if student_path is None:

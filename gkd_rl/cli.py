@@ -119,7 +119,11 @@ def _parser() -> argparse.ArgumentParser:
     checking.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     checking.add_argument("--ranks", type=int, metavar="N", help="processes that the run will have, for its memory (default: 1)")
     _configured(commands, "sft", _sft, "fine-tune the student on the task's own solutions first", _SFT)
-    _configured(commands, "ablate", _ablate, "run a grid of settings with several seeds", _ABLATE)
+    ablating = _configured(commands, "ablate", _ablate, "run a grid of settings with several seeds", _ABLATE)
+    ablating.add_argument("--share-rollouts", action="store_true", help="runs with the same seed start from one first batch, sampled once")
+    ablating.add_argument(
+        "--slurm", metavar="KEY=VALUE,...", help="submit each run as a job: partition=gpu,gpus_per_node=1,timeout_min=120 (docs/ablate.md)"
+    )
     caching = _configured(
         commands, "cache-teacher", _cache_teacher, "keep the teacher's scores of the dataset's completions on disk", _CACHE
     )
@@ -316,4 +320,4 @@ def _ablate(parsed: argparse.Namespace) -> int:
     config = _load(parsed)
     from gkd_rl.ablation.command import ablate
 
-    return int(ablate(config, parsed.config, parsed.overrides)[1] > 0)
+    return int(ablate(config, parsed.config, parsed.overrides, parsed.share_rollouts, parsed.slurm)[1] > 0)

@@ -13,6 +13,7 @@ from gkd_rl.models.tokenizers import prompt_tokens
 from gkd_rl.objective.gate import row_gates
 from gkd_rl.objective.schedule import value_at
 from gkd_rl.rollout.drawing import SamplingParams
+from gkd_rl.rollout.first_batch import first_answers
 from gkd_rl.rollout.resample import Judged, replace_flat_groups
 from gkd_rl.rollout.rows import join
 from gkd_rl.rollout.sampler import dataset_rollouts
@@ -110,7 +111,7 @@ def _rollouts(run: Run, examples: list[Example], step: int) -> Rollouts:
     others = [e for e, coin in zip(examples, coins, strict=True) if coin >= share]
     parts: list[Rollouts] = []
     if sampled or not others:  # a rank may have no examples at all
-        parts.append(_sampled(run, sampled))
+        parts.append(_sampled(run, sampled) if step or rollout.first_batch is None else _shared(run, sampled))
     if others:
         parts.append(_given(run, others))
     return join(parts, int(run.parts.student.tokenizer.pad_token_id))  # pyright: ignore[reportArgumentType]
@@ -120,6 +121,11 @@ def _sampled(run: Run, examples: Sequence[Example]) -> Rollouts:
     rollout = run.config.rollout
     with run.times.phase("sample"):
         return run.parts.sampler.sample(examples, rollout.per_prompt, sampling_params(rollout), run.config.seed)
+
+
+def _shared(run: Run, examples: Sequence[Example]) -> Rollouts:
+    """The first step's sampled answers, which other runs begin with too."""
+    return first_answers(run.config, run.parts.student, examples, lambda: _sampled(run, examples))
 
 
 def _given(run: Run, examples: Sequence[Example]) -> Rollouts:

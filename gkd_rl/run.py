@@ -178,6 +178,8 @@ def evaluate_before(run: Run) -> dict[str, Any]:
         before = parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teaching.judge)
         summary["before"] = _row(before)
         bar.advance()
+    if run.folder is not None:
+        _keep_answers(run.folder, "evaluation-before.jsonl", before)
     run.history.observe(before.score(run.config.evaluation.score))
     run.watch.accuracies.append(before.accuracy)
     return summary
@@ -215,7 +217,7 @@ def finish(run: Run, summary: dict[str, Any], started: float) -> dict[str, Any]:
     if asked := reward_usage(parts.rewards, run.processes):
         whole["judges"] = asked
     if run.folder is not None:
-        run.folder.write("evaluation-after.jsonl", "".join(json.dumps(row) + "\n" for row in after.judged))
+        _keep_answers(run.folder, "evaluation-after.jsonl", after)
         run.folder.write("summary.json", json.dumps(whole, indent=2))
     run.processes.close()
     return whole
@@ -233,6 +235,11 @@ def save_model(student: LanguageModel, folder: Path, adapter: Path) -> None:
     student.tokenizer.save_pretrained(folder)
     if has_lora(student.module):
         save_adapter(student.module, adapter)
+
+
+def _keep_answers(folder: RunFolder, name: str, evaluation: Evaluation) -> None:
+    """The greedy answer to each held-out example, and whether it was right."""
+    folder.write(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in evaluation.judged))
 
 
 def _row(evaluation: Evaluation) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A run's folder: who may write to it, and the files in it.
 
 ``config.yaml``, ``environment.json``, ``metrics.jsonl`` (the same for the same seed), ``timings.jsonl`` (never the same),
-``rollouts.jsonl``, ``checkpoints/``, ``model/`` (final, Hugging Face form), ``adapter/`` (with LoRA), ``summary.json``, ``curves.png``.
+``rollouts.jsonl``, ``evaluation-before.jsonl`` and ``evaluation-after.jsonl`` (the greedy answer to each held-out example),
+``checkpoints/``, ``model/`` (final, Hugging Face form), ``adapter/`` (with LoRA), ``summary.json``, ``curves.png``.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ def sft_config(config: Config) -> Config:
             prompts_per_step=settings.batch_size,
             per_prompt=1,
             on_policy_share=0.0,
+            first_batch=None,
             passes=1,
             updates_per_pass=1,
             max_staleness=0,

@@ -1,196 +1,194 @@
-"""Every baseline with several seeds at equal arithmetic, and a page of what came of it.
+"""Methods against each other on the embedded task, with several seeds, at equal arithmetic; and a page of what came of it.
 
-    python scripts/evidence.py                       # runs what is missing (hours), then writes docs/evidence.md and evidence.png
-    python scripts/evidence.py --only joint rl --seeds 0 1 --teraflops 2 --out runs/try
+    python scripts/evidence.py                       # runs what is missing, then writes docs/evidence.md and .csv, and pictures
+    python scripts/evidence.py --only joint rl --seeds 0 1 --teraflops 1 --out runs/try --page runs/try/evidence.md
     python scripts/evidence.py --report              # the page alone, from the runs that are there
 
-Each run gets as many steps as its plan (``gkd-rl train --dry-run``) says the budget pays for; the page gives what the runs themselves
-counted of generation, teacher and student. A run that is there is not repeated, one that was cut off continues. Completions of the teacher
-that seqkd and f_distill learn from are sampled once and shared by the seeds; their arithmetic is not counted.
+Every run begins from the same student, which is made first (minutes). Each gets as many steps as its plan (``gkd-rl train --dry-run``)
+says the budget pays for; the page gives what the runs themselves counted of generation, teacher and student. A run that is there is not
+repeated, one that was cut off continues. The teacher's answers that ``seqkd`` and ``f_distill`` learn from are sampled once and shared by
+the seeds; the work of writing them is part of each run's budget all the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from evidence_arms import ARMS, BY_NAME, COMMON, ROOT, SOLVED, Arm
+from evidence_page import write_page
+from evidence_results import EVALUATED, UNCOUNTED, read_results, write_csv
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gkd_rl.config.load import load_config
 from gkd_rl.plan.plan import plan
 
-ROOT = Path(__file__).resolve().parent.parent
-BASELINES = ROOT / "configs" / "baselines"
-PHASES = ("flops_generation", "flops_teacher", "flops_student")
-DRAWS = 10_000
+REFERENCE = BY_NAME["on_policy_gkd"]
+BUILD = ROOT / "scripts" / "build_embedded_models.py"
+PRETRAINING = ("--student-problems", "60000", "--student-steps", "600")
+"""Problems of one to three operations, each met about once."""
+FITTING = (*COMMON[1:], *SOLVED, "sft.examples=1500", "sft.epochs=8", "sft.lr=2e-3")
+"""Then those whose solutions are known, until more does not help: 8 and 24 epochs give the same accuracy (docs/experiments.md)."""
+EVALUATIONS = {"in_domain": ([1, 2], 500, 1), "diversity": ([1, 2], 125, 4), "harder": ([3], 200, 1), "longer": ([4], 200, 1)}
+"""Operations of the held-out problems, how many problems, how many answers sampled to each (one more is greedy). Three operations: what
+the student met before it was fitted, and these runs never show; four: what it has never seen."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """One finished run."""
+class Place:
+    """Where runs are, and with what they are made."""
 
-    name: str
-    seed: int
-    steps: int
-    flops: dict[str, float]
-    """by phase, as the run counted them"""
-    before: float
-    accuracy: float
-    examples: int
-    reverse_kl: float | None
+    out: Path
+    teraflops: float
+    threads: int
 
+    @property
+    def student(self) -> Path:
+        return self.out / "student" / "run" / "model"
 
-def steps_for(name: str, flops: float) -> int:
-    """Steps of a baseline that ``flops`` pay for, by its plan; at least 1."""
-    made = plan(load_config(BASELINES / f"{name}.yaml"), 1, 1.0, "")
-    assert made.step_flops, "embedded models have known sizes"
-    return max(1, round(flops / made.step_flops))
+    def folder(self, arm: str, seed: int) -> Path:
+        return self.out / f"{arm}-{self.teraflops:g}-seed-{seed}"
+
+    def peer(self, arm: Arm) -> str:
+        return str(self.folder(arm.needs, 0) / "run" / "model") if arm.needs else ""
 
 
-def run(name: str, seed: int, steps: int, folder: Path) -> bool:
-    """Train, or go on training, in a process of its own; its output goes to ``folder``. Returns whether it reached its end."""
+def steps_for(arm: Arm, place: Place) -> int:
+    """Steps of ``arm`` that the budget pays for, by its plan; at least 1."""
+    made = plan(load_config(arm.path, arm.overrides(str(place.student), place.peer(arm))), 1, 1.0, "")
+    assert made.step_flops, "all sizes are known"
+    return max(1, round(place.teraflops * 1e12 / (made.step_flops + arm.taught * teacher_flops(place))))
+
+
+def teacher_flops(place: Place) -> float:
+    """Of writing one step's rows: with a cache, as many as of reading them, which is what on-policy GKD's teacher does."""
+    found = plan(load_config(REFERENCE.path, REFERENCE.overrides(str(place.student), "")), 1, 1.0, "").flops["flops_teacher"]
+    assert found, "all sizes are known"
+    return found
+
+
+def run(arm: Arm, seed: int, place: Place) -> bool:
+    """Train, or go on training, and evaluate, in processes of their own. Returns whether they reached their end."""
+    folder = place.folder(arm.name, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    settings = [
-        *(f"run_dir={folder / 'run'}", f"seed={seed}", f"max_steps={steps}", "resume=auto", "log_rollouts_every=0"),
-        *("evaluation.teacher=false", "evaluation.examples=500"),
-    ]
-    if load_config(BASELINES / f"{name}.yaml").rollout.completions == "teacher":
-        settings.append(f"rollout.completions_dir={folder.parent / f'{name}-completions'}")
-    command = [sys.executable, "-m", "gkd_rl", "train", str(BASELINES / f"{name}.yaml"), *settings]
+    if not (folder / "run" / "summary.json").is_file():
+        settings = [*arm.overrides(str(place.student), place.peer(arm), steps_for(arm, place)), f"seed={seed}", "resume=auto"]
+        settings += [f"run_dir={folder / 'run'}", f"engine.threads={place.threads}"]
+        if load_config(arm.path).rollout.completions == "teacher":
+            settings.append(f"rollout.completions_dir={folder.parent / f'{arm.name}-completions'}")
+        if not _call(folder, "-m", "gkd_rl", "train", str(arm.path), *settings):
+            return False
+    (folder / "run" / UNCOUNTED).write_text(json.dumps({"teacher_flops_per_step": arm.taught * teacher_flops(place)}) + "\n")
+    return _call(folder, __file__, "--evaluate", str(folder / "run" / "model"), "--threads", str(place.threads))
+
+
+def _call(folder: Path, *command: str) -> bool:
     with (folder / "output.log").open("a") as log:
-        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT).returncode == 0
+        done = subprocess.run([sys.executable, *command], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT)
+    return done.returncode == 0
 
 
-def read(name: str, seed: int, folder: Path) -> Result | None:
-    """What a run left, None where it is not finished."""
-    path = folder / "run" / "summary.json"
-    if not path.is_file():
-        return None
-    summary: dict[str, Any] = json.loads(path.read_text())
-    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    after = summary["after"]
-    flops = {phase: sum((float(row.get(phase, 0.0)) for row in rows), 0.0) for phase in PHASES}
-    return Result(
-        name, seed, summary["steps"], flops, summary["accuracy_before"], after["accuracy"], after["examples"], after.get("reverse_kl")
+def evaluate_model(model: Path, threads: int) -> None:
+    """``evaluation.json`` beside the folder of ``model``: the same evaluation for every method, whatever it was trained on."""
+    import gkd_rl
+
+    figures = {}
+    for name, (levels, examples, samples) in EVALUATIONS.items():
+        settings = [f"task.options={{levels: {levels}}}", f"evaluation.examples={examples}", f"evaluation.samples={samples}"]
+        settings += ["evaluation.metrics=[majority_vote, self_bleu, distinct]", f"engine.threads={threads}", f"model={model}"]
+        settings += [f"run_dir={model.parent}", "rollout.max_new_tokens=72"]
+        result = gkd_rl.evaluate(load_config(ROOT / "configs" / "arithmetic.yaml", settings))
+        figures[name] = {**result.as_row(), "judged": [int(row["right"]) for row in result.judged]}
+    partial = model.parent / "evaluation.json.part"
+    partial.write_text(json.dumps(figures) + "\n")
+    partial.replace(model.parent / EVALUATED)
+
+
+def make_student(place: Place) -> None:
+    """The student that all runs begin from, fitted to what they train on; it and the teacher are evaluated like the others."""
+    out, threads, pretrained = place.out / "student", f"engine.threads={place.threads}", place.out / "student" / "arithmetic-student"
+    teacher = place.out / "teacher" / "run"
+    for folder in (out, teacher):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not (teacher / "model").exists():
+        (teacher / "model").symlink_to(ROOT / "gkd_rl" / "assets" / "arithmetic-teacher")
+    fit = ("-m", "gkd_rl", "sft", str(ROOT / "configs" / "arithmetic.yaml"), f"student.path={pretrained}", *FITTING, threads, "resume=auto")
+    evaluate = (__file__, "--threads", str(place.threads), "--evaluate")
+    for made, command in (
+        (pretrained / "config.json", (str(BUILD), "--only", "student", "--out", str(out), *PRETRAINING)),
+        (place.student / "config.json", (*fit, f"run_dir={out / 'run'}")),
+        (out / "run" / EVALUATED, (*evaluate, str(place.student))),
+        (teacher / EVALUATED, (*evaluate, str(teacher / "model"))),
+    ):
+        if not made.is_file() and not _call(out, *command):
+            sys.exit(f"{made} was not made; {out / 'output.log'} says why")
+
+
+def run_all(arms: list[Arm], seeds: list[int], place: Place, jobs: int) -> list[str]:
+    """All methods with one seed first: a page is possible early. Returns what failed."""
+    missing = [(arm, seed) for seed in seeds for arm in arms if not (place.folder(arm.name, seed) / "run" / EVALUATED).is_file()]
+    failed: list[str] = []
+    columns = (
+        TextColumn("runs"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
     )
+    with Progress(*columns, console=Console(stderr=True)) as bar, ThreadPoolExecutor(jobs) as pool:
+        task = bar.add_task("", total=len(missing))
 
+        def one(arm: Arm, seed: int) -> None:
+            while arm.needs and not (place.folder(arm.needs, 0) / "run" / EVALUATED).is_file():
+                if (BY_NAME[arm.needs], 0) not in missing or f"{arm.needs} seed 0" in failed:
+                    break
+                time.sleep(1)
+            if not run(arm, seed, place):
+                failed.append(f"{arm.name} seed {seed}")
+            bar.update(task, advance=1, description=f"{arm.name}, seed {seed}")
 
-def interval(results: Sequence[Result], seed: int = 0) -> tuple[float, float]:
-    """95% bootstrap interval of the mean accuracy: runs are drawn with replacement, and each run's right answers from the binomial
-    distribution of its own accuracy, so that few runs and few examples both count."""
-    rng = random.Random(seed)
-    means = sorted(
-        sum(_drawn(rng.choice(results), rng) for _ in results) / len(results) for _ in range(DRAWS)
-    )  # fmt: skip
-    return means[int(0.025 * DRAWS)], means[int(0.975 * DRAWS)]
-
-
-def _drawn(result: Result, rng: random.Random) -> float:
-    """A binomial share by its normal approximation, within 0 and 1."""
-    deviation = (result.accuracy * (1 - result.accuracy) / result.examples) ** 0.5
-    return min(1.0, max(0.0, rng.gauss(result.accuracy, deviation)))
-
-
-def page(results: Sequence[Result], teraflops: float, missing: Sequence[str]) -> str:
-    """The page in Markdown."""
-    by_name: dict[str, list[Result]] = {}
-    for result in results:
-        by_name.setdefault(result.name, []).append(result)
-    order = sorted(by_name, key=lambda name: -_mean([r.accuracy for r in by_name[name]]))
-    rows = [_row(name, by_name[name]) for name in order]
-    lines = [
-        "# Evidence",
-        "",
-        f"Written by `python scripts/evidence.py --teraflops {teraflops:g}` from the runs' own files. Each run has a budget of",
-        f"{teraflops:g} TFLOP of generation, teacher and student together, from which its steps follow; the table has what was counted.",
-        "Accuracy is greedy, on held-out problems; the interval is a 95% bootstrap over seeds and problems. Settings are those of",
-        "`configs/baselines/`, none of them tuned for this comparison. Sampling the teacher's completions (`seqkd`, `f_distill`) is not",
-        "counted.",
-        "",
-        "| method | runs | steps | TFLOP: generation, teacher, student | accuracy | 95% interval | by seed | KL to teacher |",
-        "|---|---|---|---|---|---|---|---|",
-        *rows,
-        "",
-    ]
-    if results:
-        lines += [
-            f"All begin from the same student, at {_mean([r.before for r in results]):.3f}.",
-            "",
-            "![accuracy by method](evidence.png)",
-            "",
-        ]
-    if missing:
-        lines += [f"Not finished: {', '.join(missing)}.", ""]
-    return "\n".join(lines)
-
-
-def _row(name: str, runs: Sequence[Result]) -> str:
-    low, high = interval(runs)
-    work = ", ".join(f"{_mean([r.flops[phase] for r in runs]) / 1e12:.2f}" for phase in PHASES)
-    known = [r.reverse_kl for r in runs if r.reverse_kl is not None]
-    seeds = " ".join(f"{r.accuracy:.3f}" for r in runs)
-    divergence = f"{_mean(known):.3f}" if known else "–"
-    accuracy = f"{_mean([r.accuracy for r in runs]):.3f} | {low:.3f} to {high:.3f}"
-    return f"| `{name}` | {len(runs)} | {runs[0].steps} | {work} | {accuracy} | {seeds} | {divergence} |"
-
-
-def draw(results: Sequence[Result], path: Path) -> None:
-    """Accuracy by method, with intervals; points are seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = sorted({r.name for r in results}, key=lambda name: _mean([r.accuracy for r in results if r.name == name]))
-    figure, axis = plt.subplots(figsize=(8, 0.4 * len(names) + 1.2), layout="constrained")
-    for place, name in enumerate(names):
-        runs = [r for r in results if r.name == name]
-        axis.plot(interval(runs), [place, place], color="tab:blue", linewidth=3, alpha=0.4)
-        axis.plot([r.accuracy for r in runs], [place] * len(runs), "o", color="tab:blue", markersize=4)
-    axis.axvline(_mean([r.before for r in results]), color="grey", linestyle="--", label="before")
-    axis.set_yticks(range(len(names)), names)
-    axis.set_xlabel("greedy accuracy, held out")
-    axis.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+        for future in [pool.submit(one, arm, seed) for arm, seed in missing]:
+            future.result()
+    return failed
 
 
 def main() -> None:
-    names = sorted(path.stem for path in BASELINES.glob("*.yaml"))
+    names = [arm.name for arm in ARMS]
+    cores = os.cpu_count() or 1
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help="baselines (default: all)")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help="methods (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--teraflops", type=float, default=10.0, help="budget of one run (default: %(default)s, the quickstart's)")
+    parser.add_argument("--teraflops", type=float, default=2.0, help="budget of one run (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=cores, help="runs at once (default: the cores)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "evidence", help="folder of the runs")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "evidence.md")
     parser.add_argument("--report", action="store_true", help="run nothing")
+    parser.add_argument("--evaluate", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, default=0, help="of one run (default: the cores, shared out)")
     arguments = parser.parse_args()
-    results, missing = [], []
-    for seed in arguments.seeds:  # all methods with one seed first: a page is possible early
-        for name in arguments.only:
-            folder = arguments.out / f"{name}-{arguments.teraflops:g}-seed-{seed}"
-            if not arguments.report and read(name, seed, folder) is None:
-                steps = steps_for(name, arguments.teraflops * 1e12)
-                print(f"{name} seed {seed}: {steps} steps", flush=True)
-                run(name, seed, steps, folder)
-            found = read(name, seed, folder)
-            if found is None:
-                missing.append(f"{name} seed {seed}")
-            else:
-                results.append(found)
-    arguments.page.write_text(page(results, arguments.teraflops, missing), encoding="utf-8")
-    if results:
-        draw(results, arguments.page.with_name("evidence.png"))
-    print(f"{len(results)} runs in {arguments.page}" + (f"; not finished: {', '.join(missing)}" if missing else ""))
+    threads = arguments.threads or max(1, cores // arguments.jobs)
+    if arguments.evaluate:
+        evaluate_model(arguments.evaluate.absolute(), threads)
+        return
+    place = Place(arguments.out.absolute(), arguments.teraflops, threads)
+    arms = [BY_NAME[name] for name in arguments.only]
+    failed: list[str] = []
+    if not arguments.report:
+        make_student(place)
+        failed = run_all(arms, arguments.seeds, place, arguments.jobs)
+    results = read_results(place.out, place.teraflops, [arm.name for arm in arms], arguments.seeds)
+    write_csv(arguments.page.with_suffix(".csv"), results)
+    write_page(arguments.page, results, place.teraflops)
+    print(f"{len(results)} runs in {arguments.page}" + (f"; failed: {', '.join(failed)} (output.log in their folders)" if failed else ""))
 
 
 if __name__ == "__main__":

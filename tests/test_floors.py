@@ -16,6 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "gkd_rl.objective",
         "gkd_rl.config.validate",
         "gkd_rl.config.teachers",
+        "gkd_rl.config.first_batch",
     ),  # the check of a configuration asks the objective about its part
     ("gkd_rl.models",),
     (

@@ -6,7 +6,6 @@ was cut off goes on from its newest checkpoint, and one that fails is reported a
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -15,57 +14,87 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gkd_rl.ablation.comparison import differences, paired_bootstrap, pareto, read_judged
 from gkd_rl.ablation.frontier import draw_frontier
 from gkd_rl.ablation.grid import Point, points_of
+from gkd_rl.ablation.jobs import make_executor, parse_slurm, run_jobs
+from gkd_rl.ablation.page import write_sweep_report
 from gkd_rl.ablation.processes import last_words, run_all
+from gkd_rl.ablation.results import Interval, Rows, Setting, compare, row_of, write_tables
+from gkd_rl.ablation.sharing import sharing
 from gkd_rl.config.load import config_to_yaml, load_config, with_overrides
 from gkd_rl.config.load import differences as differing_keys
 from gkd_rl.config.run import AblationConfig, Config
 from gkd_rl.config.validate import validate
 from gkd_rl.console import Terminal
 from gkd_rl.errors import UserError
-from gkd_rl.evaluation.statistics import mean_interval
+from gkd_rl.report.page import has_plotly
 from gkd_rl.run_folder import RunFolder
 
-FIGURES = ("accuracy", "reward", "divergence", "reverse_kl", "length")
-"""Columns of ``results.csv``, beside the task's metrics."""
-
 SHOWN = {"accuracy": "accuracy", "reward": "reward", "reverse_kl": "KL to teacher"}
-"""Those that a terminal of 80 columns has room for, and what they are called there."""
+"""Figures that a terminal of 80 columns has room for, and what they are called there."""
 
-Rows = list[dict[str, Any]]
+JOBS = "jobs"
+"""Folder of what belongs to submitted jobs."""
 
 
-def ablate(config: Config, config_path: str, overrides: Sequence[str]) -> tuple[Rows, int]:
+def ablate(
+    config: Config, config_path: str, overrides: Sequence[str], share_rollouts: bool = False, slurm: str | None = None
+) -> tuple[Rows, int]:
     """Run the grid of ``config.ablation``; returns the rows of ``results.csv`` and how many runs failed.
 
-    Writes into ``run_dir``: ``results.csv`` and ``.parquet``, ``frontier.png``, and ``best.yaml``, the configuration of the setting whose
-    mean ``evaluation.score`` is highest. Raises ``UserError`` where every run failed.
+    ``share_rollouts``: runs with the same seed begin with the same sampled answers (``rollout.first_batch``); ``slurm``: how they are
+    submitted as jobs of a cluster (``ablation/jobs.py``), instead of run on this machine.
+    Writes into ``run_dir``: ``results.csv`` and ``.parquet``, ``frontier.png``, ``report.html`` where plotly is, and ``best.yaml``, the
+    configuration of the setting whose mean ``evaluation.score`` is highest. Raises ``UserError`` where every run failed.
     """
     points = points_of(config)
     for point in points:  # every point is checked before the first one runs
         validate(with_overrides(config, point.overrides))
+    if share_rollouts:
+        points = sharing(config, points)
+    jobs = None if slurm is None else parse_slurm(slurm)
     terminal = Terminal()
     sweep = RunFolder(Path(config.run_dir))
     sweep.open("auto")
-    failed = _run(terminal, config, points, config_path, overrides)
-    rows = [row for point in points if point not in failed and (row := _row(point)) is not None]
+    if jobs is not None:
+        _try_executor(jobs, sweep)
+    failed = _run(terminal, config, points, config_path, overrides, jobs)
+    rows = [row for point in points if point not in failed and (row := row_of(point)) is not None]
     if not rows:
         raise UserError(f"every run failed; the first one ended with '{last_words(points[0])}' (see {points[0].folder / 'output.log'})")
-    _write_tables(sweep.path, rows)
-    by_label = _by_label(points, rows)
-    best = best_label(by_label, config.evaluation.score)
-    _show(terminal, by_label, best, failed)
+    write_tables(sweep.path, rows)
+    settings = compare(points, rows, config.evaluation.score)
+    reasons = [(point, last_words(point)) for point in failed]
+    _show(terminal, settings, reasons)
     picture = draw_frontier(sweep.path / "frontier.png", rows, list(config.ablation.grid))
     terminal.say(f"results    {sweep.path / 'results.csv'} and .parquet\npicture    {picture}")
-    settings = next(point.settings for point in points if point.label == best)
-    sweep.write("best.yaml", config_to_yaml(best_config(config, settings)))
-    terminal.say(f"best       {best} by {config.evaluation.score}: gkd-rl train {sweep.path / 'best.yaml'}")
+    if has_plotly():
+        terminal.say(f"report     {write_sweep_report(sweep.path, config, settings, reasons)}   (open it in a browser)")
+    else:
+        terminal.say("report     left out, since plotly is not installed; pip install 'gkd-rl[report]' and repeat the command")
+    best = next(setting for setting in settings if setting.best)
+    sweep.write("best.yaml", config_to_yaml(best_config(config, best.values)))
+    terminal.say(f"best       {best.label} by {config.evaluation.score}: gkd-rl train {sweep.path / 'best.yaml'}")
     return rows, len(failed)
 
 
-def _run(terminal: Terminal, config: Config, points: Sequence[Point], config_path: str, overrides: Sequence[str]) -> list[Point]:
+def _try_executor(jobs: Mapping[str, Any], sweep: RunFolder) -> None:
+    """Raise ``UserError``, and leave no new folder, where no jobs can be submitted as ``jobs`` says."""
+    try:
+        make_executor(jobs, sweep.path / JOBS)
+    except UserError:
+        sweep.abandon()
+        raise
+
+
+def _run(
+    terminal: Terminal,
+    config: Config,
+    points: Sequence[Point],
+    config_path: str,
+    overrides: Sequence[str],
+    jobs: Mapping[str, Any] | None,
+) -> list[Point]:
     """Run what is not there yet; returns the points that failed, in the grid's order."""
     missing = [point for point in points if not _finished(config, point)]
     at_once = min(config.ablation.parallel, len(missing))
@@ -81,12 +110,15 @@ def _run(terminal: Terminal, config: Config, points: Sequence[Point], config_pat
             terminal.say(f"{point.label}  seed={point.seed}  {seconds:.0f} s  {said}")
             bar.advance(1)
 
-        run_all(missing, config_path, overrides, max(1, at_once), threads, ended)
+        if jobs is None:
+            run_all(missing, config_path, overrides, max(1, at_once), threads, ended)
+        else:
+            run_jobs(missing, config_path, overrides, jobs, Path(config.run_dir) / JOBS, ended)
     return [point for point in points if point in failed]
 
 
 def _figures_of(point: Point) -> str:
-    row = _row(point) or {}
+    row = row_of(point) or {}
     return "  ".join(f"{title} {row[name]:.3f}" for name, title in SHOWN.items() if row.get(name) is not None)
 
 
@@ -99,93 +131,34 @@ def _finished(config: Config, point: Point) -> bool:
     return all(key == "run_dir" or key.startswith("ablation.") for key in differing)
 
 
-def _row(point: Point) -> dict[str, Any] | None:
-    path = point.folder / "summary.json"
-    if not path.is_file():
-        return None
-    summary = json.loads(path.read_text())
-    figures = {name: summary["after"][name] for name in FIGURES} | summary["after"].get("metrics", {})
-    return {
-        **point.settings,
-        "seed": point.seed,
-        "accuracy_before": summary["accuracy_before"],
-        **figures,
-        "seconds": summary["seconds"],
-        "run_dir": str(point.folder),
-    }
-
-
-def _write_tables(folder: Path, rows: Rows) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    plain = [
-        {key: value if value is None or isinstance(value, (int, float, str)) else json.dumps(value) for key, value in row.items()}
-        for row in rows
-    ]
-    mixed = {key for key in plain[0] if len({isinstance(row[key], str) for row in plain if row[key] is not None}) > 1}
-    plain = [{key: str(value) if key in mixed and value is not None else value for key, value in row.items()} for row in plain]
-    parquet.write_table(pa.Table.from_pylist(plain), folder / "results.parquet")
-
-
-def _by_label(points: Sequence[Point], rows: Rows) -> dict[str, Rows]:
-    """Setting → its rows, one for each seed whose run did not fail."""
-    found: dict[str, Rows] = {}
-    for point in points:
-        found.setdefault(point.label, []).extend(row for row in rows if row["run_dir"] == str(point.folder))
-    return found
-
-
-def best_label(by_label: Mapping[str, Rows], score: str) -> str:
-    """The setting with the highest mean of ``score`` over its seeds; of equals the first."""
-    known = {label: mean for label, rows in by_label.items() if not math.isnan(mean := _mean(rows, score))}
-    if not known:
-        raise UserError(f"no run has a figure '{score}', which evaluation.score names; name accuracy, reward or a metric")
-    return max(known, key=lambda label: known[label])
-
-
 def best_config(config: Config, settings: Mapping[str, Any]) -> Config:
     """The configuration of one setting as a run of its own, in a folder beside those of the grid."""
     overrides = [*(f"{key}={json.dumps(value)}" for key, value in settings.items()), f"run_dir={Path(config.run_dir) / 'best'}"]
     return replace(with_overrides(config, overrides), ablation=AblationConfig())
 
 
-def _show(terminal: Terminal, by_label: Mapping[str, Rows], best: str, failed: Sequence[Point]) -> None:
-    centres = {label: (_mean(rows, "reverse_kl"), _mean(rows, "accuracy")) for label, rows in by_label.items()}
-    placed = [label for label, centre in centres.items() if not math.isnan(sum(centre))]
-    front = {label for label, is_best in zip(placed, pareto([centres[label] for label in placed]), strict=True) if is_best}
-    judged = {label: {row["seed"]: read_judged(Path(row["run_dir"])) for row in rows} for label, rows in by_label.items()}
+def _show(terminal: Terminal, settings: Sequence[Setting], reasons: Sequence[tuple[Point, str]]) -> None:
     table = [
         [
-            f"{label} *" if label in front else label,
-            str(len(rows)),
-            *(_interval(rows, name) for name in SHOWN),
-            "the best" if label == best else _difference(*paired_bootstrap(differences(judged[label], judged[best]))),
+            f"{setting.label} *" if setting.front["accuracy"] else setting.label,
+            str(len(setting.rows)),
+            *(_interval(setting.interval(name)) for name in SHOWN),
+            "the best" if setting.best else _difference(*setting.difference),
         ]
-        for label, rows in by_label.items()
+        for setting in settings
     ]
     terminal.table("mean over seeds, 95% interval", ["", "seeds", *SHOWN.values(), "accuracy less the best's"], table)
     terminal.say("* no other setting is as near to the teacher and as accurate; differences: paired bootstrap over examples and seeds, 95%")
-    for point in failed:
-        terminal.say(f"failed     {point.label} seed={point.seed}: {last_words(point)} (see {point.folder / 'output.log'})")
+    for point, said in reasons:
+        terminal.say(f"failed     {point.label} seed={point.seed}: {said} (see {point.folder / 'output.log'})")
 
 
 def _difference(mean: float, low: float, high: float) -> str:
     return "–" if math.isnan(mean) else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def _mean(rows: Rows, name: str) -> float:
-    values = [row[name] for row in rows if row.get(name) is not None]
-    return sum(values) / len(values) if values else math.nan
-
-
-def _interval(rows: Rows, name: str) -> str:
-    values = [row[name] for row in rows if row[name] is not None]
-    if not values:
+def _interval(interval: Interval) -> str:
+    mean, low, high = interval
+    if math.isnan(mean):
         return "–"
-    mean, low, high = mean_interval(values)
-    return f"{mean:.3f}" if len(values) < 2 else f"{mean:.3f} ±{(high - low) / 2:.3f}"
+    return f"{mean:.3f}" if math.isnan(low) else f"{mean:.3f} ±{(high - low) / 2:.3f}"

@@ -24,6 +24,8 @@ class Point:
     settings: dict[str, Any]
     seed: int
     folder: Path
+    first_batch: str | None = None
+    """``rollout.first_batch``, where runs with one seed share it"""
 
     @property
     def label(self) -> str:
@@ -32,7 +34,8 @@ class Point:
     @property
     def overrides(self) -> list[str]:
         values = [f"{key}={json.dumps(value)}" for key, value in self.settings.items()]
-        return [*values, f"seed={self.seed}", f"run_dir={self.folder}", "resume=auto"]
+        shared = [] if self.first_batch is None else [f"rollout.first_batch={self.first_batch}"]
+        return [*values, *shared, f"seed={self.seed}", f"run_dir={self.folder}", "resume=auto"]
 
 
 def points_of(config: Config) -> list[Point]:

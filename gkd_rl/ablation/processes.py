@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from gkd_rl.ablation.grid import Point
 from gkd_rl.errors import UserError
@@ -54,18 +55,35 @@ def run_all(
 
 def _start(point: Point, config_path: str, overrides: Sequence[str], threads: int) -> _Live:
     """The training run of ``point``; what it says goes to ``output.log`` in its folder."""
+    empty_log(point)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else None
+    with log_of(point).open("w") as log:
+        process = subprocess.Popen(
+            command_of(point, config_path, overrides), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+        )
+    return _Live(point, process, time.monotonic())
+
+
+def command_of(point: Point, config_path: str, overrides: Sequence[str]) -> list[str]:
+    """What trains ``point``."""
+    return [sys.executable, "-m", "gkd_rl", "train", config_path, *overrides, *point.overrides]
+
+
+def log_of(point: Point) -> Path:
+    """Where the run of ``point`` says what it says."""
+    return point.folder / "output.log"
+
+
+def empty_log(point: Point) -> None:
+    """Make the folder of ``point`` with an empty log. Raises ``UserError`` where a file is in its place."""
     try:
         point.folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise UserError(f"{point.folder}, where a run of the grid belongs, is not a folder; move it away") from None
-    command = [sys.executable, "-m", "gkd_rl", "train", config_path, *overrides, *point.overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else None
-    with (point.folder / "output.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment)
-    return _Live(point, process, time.monotonic())
+    log_of(point).write_text("")
 
 
 def last_words(point: Point) -> str:
     """The last line that a run said: where it failed, its sentence."""
-    lines = (point.folder / "output.log").read_text(errors="replace").split("\n")
+    lines = log_of(point).read_text(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")

@@ -192,6 +192,9 @@ class RolloutConfig:
     """Folder of the teacher's completions, which several runs may share; by default ``RUN_DIR/completions``."""
     completions_temperature: float = 1.0
     """Temperature at which the teacher's completions are sampled; 0: its likeliest token at each place."""
+    first_batch: str | None = None
+    """File, relative to the run's folder, of the first step's sampled answers, which runs of one process that begin alike may share: the
+    first of them writes it (``gkd-rl ablate --share-rollouts``)."""
     max_resamples: int = 0
     """How often, within a step, groups whose answers were all judged alike make room for fresh prompts (DAPO); 0: never."""
     passes: int = 1

@@ -139,6 +139,8 @@ def _complaints(config: Config) -> Iterator[str]:
             yield "teacher.cache holds scores of the dataset's completions and rollout.completions is 'teacher'; set it to dataset"
     if config.rollout.completions == "teacher" and config.rollout.on_policy_share >= 1:
         yield "rollout.completions is 'teacher' but every row is sampled from the student; lower rollout.on_policy_share (λ)"
+    if config.rollout.first_batch is not None and config.rollout.on_policy_share == 0:
+        yield "rollout.first_batch is of sampled answers, and rollout.on_policy_share=0 has none sampled; drop one of them"
     if config.rollout.overlap and config.rollout.sampler != "native":
         yield f"rollout.overlap samples with a copy of the student, and rollout.sampler={config.rollout.sampler} has none; use native"
     if config.rollout.overlap and config.engine.zero_stage == 3:

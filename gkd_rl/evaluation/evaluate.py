@@ -62,7 +62,7 @@ class Evaluation:
     metrics: dict[str, float] = field(default_factory=dict)
     """corpus metrics of all answers"""
     judged: Sequence[dict[str, Any]] = ()
-    """of each example: its key, and whether the greedy answer was right"""
+    """of each example: its key, prompt, reference (where there is one) and greedy answer, and whether this was right"""
 
     def score(self, name: str) -> float:
         """The figure by which models are compared: ``accuracy``, ``reward``, or one of ``metrics``; NaN where no answer has it."""
@@ -119,7 +119,7 @@ class Evaluator:
                 **{f"pass@{k}": sum(pass_at_k(samples, int(c), k) for c in right_samples) for k in _powers(samples)},
             }
         )
-        judged = [{"example": example.key, "right": bool(value)} for example, value in zip(mine, right.tolist(), strict=True)]
+        judged = [_judged(*answer) for answer in zip(mine, greedy.texts, right.tolist(), strict=True)]
         values = self._metrics(greedy, sampled, max(1, samples))
         figures = self._divergence(model, teacher, sampled) if teacher is not None else {}
         low, high = wilson_interval(int(totals["right"]), len(examples))
@@ -171,6 +171,12 @@ class Evaluator:
         for part in micro_batches(experience, self.token_budget, model.one_sequence):
             learner.loss(part)
         return summarise(self.processes.sum(learner.sums))
+
+
+def _judged(example: Example, answer: str, right: bool) -> dict[str, Any]:
+    prompt = example.prompt if isinstance(example.prompt, str) else [dict(message) for message in example.prompt]
+    reference = {"reference": example.columns["reference"]} if "reference" in example.columns else {}
+    return {"example": example.key, "right": right, "prompt": prompt, "completion": answer, **reference}
 
 
 def _powers(samples: int) -> list[int]:

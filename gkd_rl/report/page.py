@@ -17,7 +17,7 @@ from gkd_rl.report.settings import differences
 from gkd_rl.run_folder import write_atomically
 
 ASSETS = Path(__file__).resolve().parent / "assets"
-SCRIPTS = ("page.js", "overview.js", "curves.js", "rollouts.js", "completion.js", "live.js")
+SCRIPTS = ("page.js", "plots.js", "overview.js", "curves.js", "flips.js", "rollouts.js", "completion.js", "live.js")
 
 
 def has_plotly() -> bool:
@@ -53,22 +53,26 @@ def report_page(runs: Sequence[RunReader], live: bool) -> str:
     packs = [run.read({}) for run in runs]
     data = {"live": live, "settings": differences([run.settings for run in runs]), "runs": packs}
     blocks = [block for number, pack in enumerate(packs) for block in _apart(number, pack)]
-    scripts = [_plotly(), _code()]
-    title = html.escape(", ".join(pack["name"] for pack in packs))
+    return whole_page(", ".join(pack["name"] for pack in packs), "body.html", SCRIPTS, data, blocks, live)
+
+
+def whole_page(title: str, body: str, scripts: Sequence[str], data: Any, blocks: Sequence[str] = (), live: bool = False) -> str:
+    """An HTML file around ``data``: the assets ``body`` and ``scripts``, of which one has a function ``start``, and plotly."""
+    codes = [_plotly(), _code(scripts)]
     return "\n".join(
         [
             "<!doctype html>",
             '<html lang="en">',
             '<head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_policy(scripts, live)}">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_policy(codes, live)}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<link rel="icon" href="data:,">',
-            f"<title>{title} · gkd-rl report</title>",
+            f"<title>{html.escape(title)} · gkd-rl report</title>",
             f"<style>{(ASSETS / 'page.css').read_text(encoding='utf-8')}</style></head>",
-            (ASSETS / "body.html").read_text(encoding="utf-8").strip(),
+            (ASSETS / body).read_text(encoding="utf-8").strip(),
             *blocks,
             f'<script type="application/json" id="data">{as_data(data)}</script>',
-            *(f"<script>{script}</script>" for script in scripts),
+            *(f"<script>{code}</script>" for code in codes),
             "</html>\n",
         ]
     )
@@ -80,12 +84,16 @@ def as_data(value: Any) -> str:
 
 
 def _apart(number: int, pack: dict[str, Any]) -> Iterator[str]:
-    """Puts the compressed parts of rollouts into elements of their own, and their names (``#...``) in their place."""
+    """Puts the compressed parts of rollouts and evaluations into elements of their own, and their names (``#...``) in their place."""
     for place, chunk in enumerate(pack["chunks"]):
         for name in ("index", "texts", "tokens"):
             key = f"run-{number}-chunk-{place}-{name}"
             yield f'<script type="text/plain" id="{key}">{chunk[name]}</script>'
             chunk[name] = f"#{key}"
+    for when, text in pack["answers"].items():
+        key = f"run-{number}-answers-{when}"
+        yield f'<script type="text/plain" id="{key}">{text}</script>'
+        pack["answers"][when] = f"#{key}"
 
 
 def _policy(scripts: Sequence[str], live: bool) -> str:
@@ -104,6 +112,6 @@ def _plotly() -> str:
     return get_plotlyjs()
 
 
-def _code() -> str:
-    parts = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
+def _code(scripts: Sequence[str]) -> str:
+    parts = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in scripts)
     return f'"use strict";\n(() => {{\n{parts}\nstart();\n}})();'

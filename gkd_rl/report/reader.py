@@ -13,11 +13,13 @@ from yaml import YAMLError
 from gkd_rl.config.load import load_config
 from gkd_rl.config.run import Config
 from gkd_rl.errors import UserError
-from gkd_rl.report.chunks import chunks
+from gkd_rl.report.chunks import chunks, packed
 from gkd_rl.report.logs import columns, new_rows
 from gkd_rl.report.words import UNMADE, TokenTexts, reading_of, token_ids, verifier_of
 from gkd_rl.run_folder import LOGS
 
+ANSWERS = ("evaluation-before.jsonl", "evaluation-after.jsonl")
+"""Greedy answers to the held-out examples, each file written at once."""
 _LOADS = ("padding_share", "buffer_mib")
 """Columns of ``timings.jsonl`` that are no seconds."""
 
@@ -32,6 +34,8 @@ class RunReader:
         self.folder = folder
         self.settings = _settings(folder)
         self.notes: list[str] = []
+        self.asked: dict[int, Any] = {}
+        """Prompts of the held-out examples that have been read with the first of ``ANSWERS``."""
         config = self._config()
         self.texts = None if config is None else self._or_note("tokens are shown by their numbers", lambda: TokenTexts(folder, config))
         self.verifier = None if config is None else self._or_note("the verifier's reading is left out", lambda: verifier_of(config))
@@ -48,7 +52,7 @@ class RunReader:
 
     def read(self, positions: Mapping[str, int]) -> dict[str, Any]:
         """What the run's files hold beyond ``positions`` (byte offsets by log; empty: everything), with the ``positions`` after it."""
-        after = {name: positions.get(name, 0) for name in LOGS}
+        after = {name: positions.get(name, 0) for name in (*LOGS, *ANSWERS)}
         metrics = list(self._rows("metrics.jsonl", after))
         timings = list(self._rows("timings.jsonl", after))
         loads = {row["step"]: {name: row[name] for name in _LOADS if name in row} for row in timings}
@@ -66,6 +70,7 @@ class RunReader:
             "summary": summary,
             "environment": self._small("environment.json"),
             "notes": self.notes,
+            "answers": self._answers(after),
             **self._rollouts(after),
             "positions": after,
         }
@@ -84,6 +89,19 @@ class RunReader:
         tokens = {} if self.texts is None else self.texts.of(sorted(ids))
         return {"chunks": found, "tokens": tokens, "scale": sample[int(0.95 * len(sample))] if sample else None}
 
+    def _answers(self, after: dict[str, int]) -> dict[str, str]:
+        """``before`` and ``after``, those that are new, packed; a prompt that came with the first is not repeated."""
+        found = {}
+        for when, name in zip(("before", "after"), ANSWERS, strict=True):
+            rows = list(self._rows(name, after))
+            if when == "before":
+                self.asked |= {row["example"]: row.get("prompt") for row in rows}
+            elif rows:
+                rows = [_without_prompt(row) if self.asked.get(row["example"]) == row.get("prompt") else row for row in rows]
+            if rows:
+                found[when] = packed(rows)
+        return found
+
     def _rows(self, name: str, after: dict[str, int]) -> Iterator[dict[str, Any]]:
         for row, position in new_rows(self.folder / name, after[name]):
             after[name] = position
@@ -97,6 +115,10 @@ class RunReader:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             raise UserError(f"{path} is not readable as JSON; restore it, or remove it") from None
+
+
+def _without_prompt(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in ("prompt", "reference")}
 
 
 _FLOPS = ("flops_generation", "flops_teacher", "flops_student")

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from gkd_rl.ablation.grid import Point, points_of
 from gkd_rl.config.load import config_to_yaml, with_overrides
 from gkd_rl.config.run import Config
 
@@ -66,3 +67,29 @@ def write_run(folder: Path, *overrides: str, steps: int = 30, finished: bool = T
         summary |= {"before": evaluation(0.2), "after": evaluation(0.6), "teacher": evaluation(0.9)}
         (folder / "summary.json").write_text(json.dumps(summary))
     return folder
+
+
+def write_answers(folder: Path, before: list[int], after: list[int], text: str = "x") -> None:
+    """The greedy answers to held-out examples before and after, each with whether it was right."""
+    for when, right in (("before", before), ("after", after)):
+        rows = [
+            {"example": i, "right": bool(r), "prompt": f"What is {i}? {text}", "completion": f"{when} {i} {text}"}
+            for i, r in enumerate(right)
+        ]
+        write_rows(folder / f"evaluation-{when}.jsonl", [{**row, "reference": f"reference {row['example']}"} for row in rows])
+
+
+def write_sweep(folder: Path, grid: str, *overrides: str, steps: int = 6) -> tuple[Config, list[Point]]:
+    """The runs of a sweep as they end, but the last one, which failed: the n-th point (from 0) with accuracy 0.2 + n/50, nearer to the
+    teacher the later it comes, of ten held-out examples."""
+    config = with_overrides(Config(), [f"run_dir={folder}", "max_steps=30", f"ablation.grid={grid}", "ablation.seeds=[0, 1]", *overrides])
+    points = points_of(config)
+    for number, point in enumerate(points):
+        write_run(point.folder, steps=steps)
+        figures = {**evaluation(0.2 + number / 50), "reverse_kl": 0.9 - number / 50, "metrics": {"rougeL": 0.5}}
+        summary = {"steps": steps, "seconds": 50.0, "accuracy_before": 0.1, "before": evaluation(0.1), "after": figures}
+        (point.folder / "summary.json").write_text(json.dumps(summary))
+        write_rows(point.folder / "evaluation-after.jsonl", [{"example": i, "right": i <= number} for i in range(10)])
+    (points[-1].folder / "summary.json").unlink()
+    (points[-1].folder / "output.log").write_text("one\ngkd-rl: " + HOSTILE + "\n")
+    return config, points

@@ -3,57 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
-from run_folders import HOSTILE, metrics_row, rollout, write_rows, write_run
+from playwright.sync_api import Page, expect
+from run_folders import HOSTILE, metrics_row, rollout, write_answers, write_rows, write_run
 
 from gkd_rl.report.page import write_report
 from gkd_rl.report.reader import RunReader
 from gkd_rl.report.serve import LiveServer
 
 pytestmark = pytest.mark.browser
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    assert CHROMIUM, "no Chromium was found; install it, or name it in CHROMIUM"
-    with sync_playwright() as api:
-        browser = api.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(browser) -> Iterator[Callable[..., Page]]:
-    """``opened(path or address, **context)``: the page, its list ready; anything on its console, and any request, fails the test."""
-    problems: list[str] = []
-    contexts = []
-
-    def opened(where: Path | str, **settings) -> Page:
-        contexts.append(browser.new_context(**settings))
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        address = where.as_uri() if isinstance(where, Path) else where
-        page.on("request", lambda request: None if request.url.startswith((address, "data:", "blob:")) else problems.append(request.url))
-        page.goto(address)
-        expect(page.locator("#list[data-ready]")).to_have_count(1, timeout=60_000)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert problems == []
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +114,30 @@ def test_the_verifiers_reading_is_shown(opened, one: Path):
     page.select_option("#verdict", "wrong")
     page.locator(".row").first.click()
     expect(page.locator("#detail .reading")).to_have_text("verifier: wrong · read “999” (hash) · the reference is 15")
+
+
+def test_held_out_problems_that_flipped_are_shown(opened, tmp_path: Path):
+    folder = write_run(tmp_path / "run")
+    write_answers(folder, [0] * 30 + [1, 1, 1, 0], [1] * 30 + [0, 1, 1, 0], HOSTILE)
+    page = opened(write_report([folder], tmp_path / "page.html"))
+    expect(page.locator("#flip-summary")).to_contain_text("Of 34 problems 30 were gained and 1 lost; 2 were right both times and 1 wrong.")
+    expect(page.locator("#flip-summary")).to_contain_text("probability 2.98e-8 (exact McNemar test)")
+    expect(page.locator("#flip-list details")).to_have_count(25)
+    page.click("#flip-more")
+    expect(page.locator("#flip-list details")).to_have_count(30)
+    expect(page.locator("#flip-more")).to_be_hidden()
+    page.select_option("#flip-kind", "lost")
+    lost = page.locator("#flip-list details")
+    expect(lost).to_have_count(1)
+    lost.locator("summary").click()
+    for text in ("example 30", "What is 30?", "reference 30", "before 30", "after 30", "</script><img"):
+        expect(lost).to_contain_text(text)
+    assert [text[-1] for text in lost.locator(".flip-answer h4").all_inner_texts()] == ["✓", "✗"] and page.locator("img").count() == 0
+    expect(page.locator("#flip-runs")).to_be_hidden()
+
+
+def test_a_run_without_single_answers_has_no_list_of_them(opened, one: Path):
+    expect(opened(one).locator("#flips")).to_be_hidden()
 
 
 def test_runs_are_compared(opened, two: Path):

@@ -10,8 +10,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from run_folders import metrics_row, rollout, write_rows, write_run
+from run_folders import metrics_row, rollout, write_answers, write_rows, write_run
 
+from gkd_rl.report.chunks import unpacked
 from gkd_rl.report.reader import RunReader
 from gkd_rl.report.serve import LiveServer
 
@@ -57,6 +58,19 @@ def test_what_was_added_is_handed_out_once(server: LiveServer, folder: Path):
     assert status == 200 and run["metrics"]["step"] == [11] and run["chunks"][0]["rows"] == 1
     (run,) = json.loads(_new(server, [run["positions"]])[1])["runs"]
     assert run["metrics"]["step"] == [] and run["chunks"] == []
+
+
+def test_answers_are_handed_out_when_an_evaluation_is_over(server: LiveServer, folder: Path):
+    positions = RunReader(folder).read({})["positions"]
+    write_answers(folder, [0, 1], [1, 1])
+    (folder / "evaluation-after.jsonl").rename(folder / "later")
+    (run,) = json.loads(_new(server, [positions])[1])["runs"]
+    assert list(run["answers"]) == ["before"] and len(unpacked(run["answers"]["before"])) == 2
+    (folder / "later").rename(folder / "evaluation-after.jsonl")
+    (run,) = json.loads(_new(server, [run["positions"]])[1])["runs"]
+    assert list(run["answers"]) == ["after"] and [row["right"] for row in unpacked(run["answers"]["after"])] == [True, True]
+    (run,) = json.loads(_new(server, [run["positions"]])[1])["runs"]
+    assert run["answers"] == {}
 
 
 def test_a_run_that_was_set_back_makes_the_page_start_anew(server: LiveServer, folder: Path):

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from run_folders import HOSTILE, rollout, write_run
+from run_folders import HOSTILE, rollout, write_answers, write_run
 
 from gkd_rl.cli import main
 from gkd_rl.errors import UserError
@@ -119,6 +119,24 @@ def test_a_configuration_of_another_version_does_not_keep_a_run_from_being_shown
     page = _Page(write_report([folder], tmp_path / "page.html"))
     assert "unheard_of" in page.data["runs"][0]["notes"][0]
     assert {"key": "unheard_of", "default": None, "values": ["3"], "between": False} in page.data["settings"]
+
+
+def test_answers_to_held_out_examples_are_packed_and_prompts_are_not_repeated(tmp_path: Path):
+    folder = write_run(tmp_path / "run")
+    write_answers(folder, [0, 1], [1, 1], HOSTILE)
+    page = _Page(write_report([folder], tmp_path / "page.html"))
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+    before, after = (page.part(page.data["runs"][0]["answers"][when]) for when in ("before", "after"))
+    assert [row["right"] for row in before] == [False, True] and before[1]["prompt"] == f"What is 1? {HOSTILE}"
+    assert after == [{"example": i, "right": True, "completion": f"after {i} {HOSTILE}"} for i in range(2)]
+
+
+def test_answers_to_other_held_out_examples_keep_their_prompts(tmp_path: Path):
+    folder = write_run(tmp_path / "run")
+    write_answers(folder, [0], [1, 0])
+    page = _Page(write_report([folder], tmp_path / "page.html"))
+    after = page.part(page.data["runs"][0]["answers"]["after"])
+    assert "prompt" not in after[0] and after[1]["prompt"] == "What is 1? x" and after[1]["reference"] == "reference 1"
 
 
 def test_the_same_run_gives_the_same_page(tmp_path: Path):

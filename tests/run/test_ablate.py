@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import json
+import re
 import shutil
 import signal
 import time
@@ -75,6 +77,17 @@ def test_the_parquet_file_holds_the_same_rows(ablated: tuple[Path, Outcome]) -> 
     assert [{name: str(value) for name, value in row.items()} for row in table] == _rows(ablated[0])
 
 
+def test_the_page_of_the_sweep_leads_to_those_of_its_runs(ablated: tuple[Path, Outcome]) -> None:
+    folder, outcome = ablated
+    assert f"report     {folder / 'report.html'}" in outcome.out.replace("\n", "")
+    found = re.search(r'id="data">(.*?)</script>', (folder / "report.html").read_text(), flags=re.DOTALL)
+    assert found
+    runs = [run for setting in json.loads(found.group(1))["settings"] for run in setting["runs"]]
+    assert [run["report"] for run in runs] == [f"{name}/report.html" for name in NAMES]
+    assert all((folder / run["report"]).is_file() for run in runs)
+    assert [str(run["accuracy"]) for run in runs] == [row["accuracy"] for row in _rows(folder)]
+
+
 def test_the_best_setting_is_a_configuration_of_its_own(ablated: tuple[Path, Outcome]) -> None:
     folder, outcome = ablated
     best = load_config(folder / "best.yaml")
@@ -109,6 +122,34 @@ def test_runs_made_with_other_settings_are_not_taken_for_these(ablated, cli, sma
     outcome = cli("ablate", small, f"run_dir={ablated[0]}", *GRID, *one, "optimizer.lr=0.5")
     assert outcome.status == 2 and outcome.err.count("\n") == 1
     assert "every run failed; the first one ended with" in outcome.err and "holds a run with optimizer.lr=0.001, not 0.5" in outcome.err
+
+
+def test_runs_are_submitted_as_jobs_and_one_that_fails_is_reported(ablated, cli, small: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(ablated[0], tmp_path / "sweep")
+    for name in NAMES[2:]:
+        shutil.rmtree(folder / name)
+        (folder / name).mkdir()
+    with (folder / NAMES[2] / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        outcome = cli("ablate", small, f"run_dir={folder}", *GRID, "--slurm", "cluster=local,timeout_min=5")
+    assert outcome.status == 1, outcome.err
+    assert f"failed     alpha=1 seed=0: gkd-rl: run_dir {folder / NAMES[2]} is in use by another run" in outcome.out
+    assert [Path(row["run_dir"]).name for row in _rows(folder)] == [*NAMES[:2], NAMES[3]]
+    assert (folder / NAMES[3] / "metrics.jsonl").read_bytes() == (ablated[0] / NAMES[3] / "metrics.jsonl").read_bytes()
+    jobs = json.loads((folder / "jobs" / "jobs.json").read_text())
+    assert list(jobs) == NAMES[2:] and jobs[NAMES[3]]["command"][-5:-3] == ["objective.alpha=1", "seed=1"]
+
+
+def test_runs_that_share_their_first_batch_are_those_that_sample_it_themselves(ablated, cli, small: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    outcome = cli("ablate", "--share-rollouts", small, f"run_dir={sweep}", *GRID, "ablation.seeds=[1]")
+    assert outcome.status == 0, outcome.err
+    assert [path.name for path in (sweep / "first-batches").glob("*.pt")] == ["seed-1.pt"]
+    for name in (NAMES[1], NAMES[3]):
+        assert load_config(sweep / name / "config.yaml").rollout.first_batch == "../first-batches/seed-1.pt"
+        for log in ("metrics.jsonl", "rollouts.jsonl"):
+            assert (sweep / name / log).read_bytes() == (ablated[0] / name / log).read_bytes()
+    assert load_config(sweep / "best.yaml").rollout.first_batch is None
 
 
 def test_a_grid_that_names_a_run_twice_is_refused(refused, small: Path, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gkd_rl.ablation.command import best_label
 from gkd_rl.ablation.comparison import differences, paired_bootstrap, pareto, read_judged
 from gkd_rl.ablation.grid import values_of
+from gkd_rl.ablation.results import best_label
 from gkd_rl.errors import UserError
 
 

@@ -54,6 +54,19 @@ def test_a_run_on_gsm8k_leaves_a_whole_folder(gsm8k_run: tuple[Path, Outcome], m
     check_final_model(gsm8k_run[0], models.student)
 
 
+def test_every_held_out_answer_is_kept_before_and_after(gsm8k_run: tuple[Path, Outcome], gsm8k: Path) -> None:
+    summary = json.loads((gsm8k_run[0] / "summary.json").read_text())
+    answers = {row["question"]: row["answer"] for row in rows_of(gsm8k / "test.jsonl")}
+    before, after = (rows_of(gsm8k_run[0] / f"evaluation-{when}.jsonl") for when in ("before", "after"))
+    for when, rows in (("before", before), ("after", after)):
+        assert len(rows) == 4 and sum(row["right"] for row in rows) / 4 == summary[when]["accuracy"]
+        for row in rows:
+            assert row["reference"] == answers[row["prompt"].removeprefix("Question: ").removesuffix("\nAnswer:")]
+            assert isinstance(row["completion"], str)
+    assert [row["example"] for row in before] == [row["example"] for row in after]
+    assert [row["completion"] for row in before] != [row["completion"] for row in after]
+
+
 def test_stored_rollouts_of_gsm8k_are_what_the_models_say(gsm8k_run: tuple[Path, Outcome], models: Models, gsm8k: Path) -> None:
     rollouts = rows_of(gsm8k_run[0] / "rollouts.jsonl")
     questions = {row["question"]: row["answer"] for row in rows_of(gsm8k / "train.jsonl")}

@@ -21,9 +21,7 @@ const CHARTS = [
   ["Weights of the terms", ["reward_weight", "divergence_weight"], ""],
 ];
 const NO_COMPONENTS = ["reward_loss", "reward_weight", "reward_grad_norm"];
-const DASHES = ["solid", "dash", "dot", "dashdot"];
-const drawn = new Map();
-let smoothing = 0, bands = true, seen = null, titles = "";
+let smoothing = 0, bands = true, titles = "";
 
 function startCurves() {
   smoothing = runs.some((run) => run.metrics.step.length > 20) ? 0.8 : 0;
@@ -34,11 +32,9 @@ function startCurves() {
   $("smoothing").addEventListener("input", redraw);
   $("bands").addEventListener("change", redraw);
   $("smoothing-value").textContent = smoothing.toFixed(2);
-  themeListeners.push(drawAgain);
-  seen = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => { seen.unobserve(entry.target); place(entry.target); }), { rootMargin: "300px" });
   showCharts();
-  watchPlot(seen, $("evaluation-chart"), accuracyChart);
-  watchPlot(seen, $("phases-chart"), phasesChart);
+  watchPlot($("evaluation-chart"), accuracyChart);
+  watchPlot($("phases-chart"), phasesChart);
 }
 
 /** Draws what there is to draw, new charts among it. */
@@ -46,33 +42,6 @@ function refreshCharts() {
   showCharts();
   for (const [element, make] of waiting) if (element.hidden) element.hidden = make() === null;
   drawAgain();
-}
-
-const waiting = new Map();
-/** The place of a plot has its height before it is drawn: what comes below does not move while someone reads it. */
-function watchPlot(seen, element, make) {
-  const made = make();
-  element.hidden = made === null;
-  element.style.minHeight = made?.layout.height ? `${made.layout.height + 18}px` : "";
-  waiting.set(element, make);
-  seen.observe(element);
-}
-function place(element) { const make = waiting.get(element); drawn.set(element, make); draw(element, make); }
-
-function draw(element, make) {
-  const made = make();
-  element.hidden = made === null;
-  if (made !== null) Plotly.react(element, made.traces, { ...look(), ...made.layout }, { displaylogo: false, responsive: true, displayModeBar: false });
-}
-
-function drawAgain() { drawn.forEach((make, element) => draw(element, make)); }
-
-function look() {
-  const style = getComputedStyle(document.documentElement), ink = style.getPropertyValue("--quiet"), line = style.getPropertyValue("--line"), panel = style.getPropertyValue("--panel");
-  const axis = { gridcolor: line, linecolor: line, zerolinecolor: line, automargin: true, fixedrange: false };
-  return { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 11, family: "system-ui, sans-serif" }, margin: { l: 44, r: 10, t: 6, b: 30 },
-    xaxis: { ...axis, title: { text: "step", standoff: 4 } }, yaxis: { ...axis }, hovermode: "x unified", hoverlabel: { bgcolor: panel, bordercolor: line, font: { color: style.getPropertyValue("--ink") } },
-    showlegend: false, legend: { orientation: "h", y: -0.22, x: 0 }, dragmode: "zoom" };
 }
 
 /** The figures of a chart that some run has, other than 0 throughout. */
@@ -88,7 +57,7 @@ function showCharts() {
   for (const element of drawn.keys()) if ($("charts").contains(element)) { Plotly.purge(element); drawn.delete(element); waiting.delete(element); }
   const shown = given.map(([title, found, about, scale]) => {
     const plot = h("div", { class: "plot", "data-chart": title });
-    watchPlot(seen, plot, () => curveChart(found, scale));
+    watchPlot(plot, () => curveChart(found, scale));
     return h("figure", { class: "chart", style: { margin: 0 } }, h("h3", {}, title), h("p", { class: "quiet" }, about), found.length > 1 ? keys(found) : null, plot);
   });
   $("run-keys").replaceChildren(...(runs.length > 1 ? runs.map((run, r) => lineKey(run.name, color(r), "")) : []));
@@ -99,12 +68,6 @@ function showCharts() {
 function keys(names) {
   const patterns = { solid: "", dash: "7 4", dot: "2 3", dashdot: "7 3 2 3" };
   return h("div", { class: "keys" }, names.map((name, n) => (runs.length > 1 ? lineKey(name, "var(--quiet)", patterns[DASHES[n % 4]]) : lineKey(name, color(n), ""))));
-}
-
-function lineKey(name, paint, dashes) {
-  const picture = svg("svg", { "aria-hidden": "true" });
-  picture.append(svg("line", { x1: 0, x2: 22, y1: 4, y2: 4, stroke: paint, "stroke-width": 2.5, "stroke-dasharray": dashes }));
-  return h("span", {}, picture, name);
 }
 
 function components(prefix) {

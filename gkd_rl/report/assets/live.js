@@ -30,6 +30,7 @@ async function takeIn(packs) {
     Object.assign(run, { summary: pack.summary, environment: pack.environment, positions: pack.positions, scale: run.scale ?? pack.scale });
     Object.assign(run.tokens, pack.tokens);
     for (const chunk of pack.chunks) await addChunk(number, chunk);
+    await addAnswers(number, pack.answers);
   }
   if (packs.some((pack) => pack.chunks.length)) refilter();
   if (!changed) return;

@@ -1,4 +1,20 @@
 // What was run and what came of it: cards, settings, evaluation, cost.
+const runs = data.runs;
+const lastStep = (run) => run.metrics.step.at(-1) ?? 0;
+const series = (run, name) => run.metrics.values[name];
+const lastValue = (run, name) => (series(run, name) ?? []).findLast((value) => value !== null);
+
+function start() {
+  startTheme();
+  showOverview();
+  showEvaluation();
+  showCost();
+  startCurves();
+  startFlips();
+  startRollouts();
+  if (data.live) startLive();
+}
+
 function showOverview() {
   $("cards").replaceChildren(...runs.map(card));
   $("warnings").replaceChildren(...runs.flatMap((run) => [...run.watch.map((finding) => hacking(run, finding)), ...run.notes.map((note) => h("div", { class: "warning" }, `${run.name}: ${note}`))]));

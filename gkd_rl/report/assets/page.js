@@ -2,7 +2,6 @@
 const COLORS = ["#2f6fde", "#d9650f", "#1f9a6d", "#b04bc4", "#c8a000", "#19a3b8", "#d4447a", "#7d7d7d"];
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
-const runs = data.runs;
 const color = (number) => COLORS[number % COLORS.length];
 
 /** An element with attributes, listeners (on...) and children: elements, texts, null for none. */
@@ -70,18 +69,4 @@ function startTheme() {
   $("theme").addEventListener("click", () => { theme = order[(order.indexOf(theme) + 1) % 3]; applyTheme(); });
   systemDark.addEventListener("change", applyTheme);
   applyTheme();
-}
-
-const lastStep = (run) => run.metrics.step.at(-1) ?? 0;
-const series = (run, name) => run.metrics.values[name];
-const lastValue = (run, name) => (series(run, name) ?? []).findLast((value) => value !== null);
-
-function start() {
-  startTheme();
-  showOverview();
-  showEvaluation();
-  showCost();
-  startCurves();
-  startRollouts();
-  if (data.live) startLive();
 }
