@@ -27,6 +27,7 @@ STARTS = ("gkd-rl", "torchrun", "deepspeed", "accelerate", "srun", "vllm", "make
 
 CANNOT = {
     r"pip install ": "changes the environment",
+    r"make ": "takes hours, or an environment of its own",
     r"tensorboard --logdir": "serves until it is stopped",
     r".* --slurm ": "submits to a cluster",
     r".* --serve": "serves until it is stopped",
