@@ -25,6 +25,7 @@ from gkd_rl.objective.compiled import has_compiler
 from gkd_rl.operators import require_operators
 from gkd_rl.processes import Processes
 from gkd_rl.rollout.ahead import CopySampler
+from gkd_rl.rollout.calculator import require_marks
 from gkd_rl.rollout.completions import TeacherCompletions
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.generate import GenerateSampler
@@ -85,6 +86,8 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
     metrics = metric_functions(metric_names(task) if config.evaluation.metrics is None else config.evaluation.metrics)
     try_metrics(metrics, held_out, config.evaluation.score)
     tokenizer = load_tokenizer(source, where, config.student.trust_remote_code)
+    if config.rollout.calculator:
+        require_marks(tokenizer, path)
     try_rewards(rewards, held_out, tokenizer)
     try_rewards(verifier, held_out, tokenizer)
     task = fit(task, config, tokenizer)
@@ -102,6 +105,9 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
         if uses_completions(config):
             for example in training:
                 completion_tokens(tokenizer, example, config.rollout.max_new_tokens)
+    if config.rollout.on_policy_schedule.kind == "adaptive":
+        for example in held_out[: config.evaluation.during_examples]:
+            completion_tokens(tokenizer, example, config.rollout.max_new_tokens)
     check_teaching(config, tokenizer)
     if config.rollout.compile and not has_compiler(processes.device):
         raise UserError("rollout.compile needs g++ and Python's headers (on a GPU: Triton), and they are not here; set it to false")
@@ -130,6 +136,7 @@ def build_parts(config: Config, processes: Processes, student_path: str | None =
             config.rollout.max_new_tokens,
             config.evaluation.temperature,
             metrics,
+            config.rollout.calculator,
         ),
         held_out=held_out,
         notes=tuple(getattr(task, "notes", ())),
@@ -234,12 +241,13 @@ def _completions(config: Config, processes: Processes, student: LanguageModel, t
     if rollout.completions == "dataset" or rollout.on_policy_share >= 1:
         return None
     assert teaching.model is not None, "validate asks for one"
-    params = SamplingParams(rollout.max_new_tokens, temperature=rollout.completions_temperature)
+    params = SamplingParams(rollout.max_new_tokens, temperature=rollout.completions_temperature, calculator=rollout.calculator)
     settings = {
         "teacher.path": config.teacher.path,
         "rollout.max_new_tokens": rollout.max_new_tokens,
         "rollout.completions_temperature": rollout.completions_temperature,
         "seed": config.seed,
+        **({"rollout.calculator": True} if rollout.calculator else {}),
     }
     folder = Path(rollout.completions_dir or Path(config.run_dir) / "completions")
     sampler = InProcessSampler(teaching.model, rollout.sampling_rows, processes.device)

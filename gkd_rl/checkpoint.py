@@ -31,6 +31,7 @@ from gkd_rl.types import Heads
 
 CHANGEABLE = (
     *("run_dir", "max_steps", "resume", "data_dir", "model", "log_rollouts_every", "log_top_choices"),
+    *("log_completions", "log_completions_every", "trackers"),
     *("engine.micro_batch_tokens", "engine.threads", "engine.timeout", "engine.max_bad_updates"),
     *("evaluation.every", "evaluation.during_examples", "evaluation.samples"),
     *(f"rollout.vllm.{item.name}" for item in fields(VllmConfig)),
@@ -164,7 +165,7 @@ def require_same_run(config: Config, ranks: int) -> None:
         return
     began = load_config(folder / "config.yaml")
     for key in differences(config, began):
-        if key not in CHANGEABLE and not key.startswith(("checkpoint.", "ablation.", "sft.")):
+        if key not in CHANGEABLE and not key.startswith(("checkpoint.", "tracking.", "ablation.", "sft.")):
             raise UserError(
                 f"run_dir {folder} holds a run with {key}={value_at(began, key)}, not {value_at(config, key)}; "
                 "resume=new sets it aside first, or choose another run_dir"

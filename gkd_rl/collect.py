@@ -46,6 +46,12 @@ def collect(run: Run, step: int) -> tuple[Experience, dict[str, float]]:
     gates = row_gates(rewards, rollouts.group, config.objective.gate)
     experience = Experience(rollouts, rewards, judged.components, advantages, teacher, reference, gates)
     figures |= rollout_health(experience, run.processes)
+    if config.rollout.on_policy_schedule.kind != "constant":
+        figures["on_policy_share"] = share_at(run, step)
+    if config.rollout.calculator:
+        counts = {"tokens": float(rollouts.completion_mask.sum()), "inserted": float(rollouts.inserted.sum())}
+        counts = run.processes.sum(counts)
+        figures["calculator_share"] = counts["inserted"] / max(counts["tokens"], 1.0)
     if config.task.long_prompts == "drop" and parts.task.train_size is None:  # of a task with an end, they were left out beforehand
         kept = run.processes.sum({"prompts": float(len(rollouts.group.unique()))})["prompts"]
         figures["prompts_left_out"] = config.rollout.prompts_per_step - kept
@@ -102,10 +108,16 @@ def _examples(run: Run, step: int) -> list[Example]:
     return run.processes.share(kept)
 
 
+def share_at(run: Run, step: int) -> float:
+    """λ at ``step``: the share of examples that the student answers itself."""
+    rollout = run.config.rollout
+    return value_at(rollout.on_policy_share, rollout.on_policy_schedule, step, run.config.max_steps, run.history)
+
+
 def _rollouts(run: Run, examples: list[Example], step: int) -> Rollouts:
     """Sampled rows for a share λ of the examples, given completions for the others (the same coins in every rerun)."""
     config, rollout = run.config, run.config.rollout
-    share = value_at(rollout.on_policy_share, rollout.on_policy_schedule, step, config.max_steps, run.history)
+    share = share_at(run, step)
     coins = [_coin(config.seed, e.key if rollout.mixing == "example" else f"step {step}") for e in examples]
     sampled = [e for e, coin in zip(examples, coins, strict=True) if coin < share]
     others = [e for e, coin in zip(examples, coins, strict=True) if coin >= share]
@@ -149,6 +161,7 @@ def sampling_params(rollout: RolloutConfig) -> SamplingParams:
         min_new_tokens=rollout.min_new_tokens,
         stop=tuple(rollout.stop),
         stop_token_ids=tuple(rollout.stop_token_ids),
+        calculator=rollout.calculator,
     )
 
 

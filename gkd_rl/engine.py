@@ -26,6 +26,7 @@ from gkd_rl.console import PhaseTimes
 from gkd_rl.errors import UserError
 from gkd_rl.operators import import_deepspeed, make_optimizer
 from gkd_rl.processes import Processes
+from gkd_rl.progress import progress
 from gkd_rl.resharding import put, whole_states
 from gkd_rl.types import Experience
 
@@ -132,12 +133,15 @@ class Engine:
     def _passes(self, micro_batches: Sequence[Experience], rounds: int, forward: Forward) -> list[Tensor]:
         """Losses of ``rounds`` micro-batches, whose gradients are added up."""
         losses: list[Tensor] = []
-        for number in range(rounds):
-            self.deepspeed.set_gradient_accumulation_boundary(self.stage >= 2 and number == rounds - 1)
-            loss = self._pass(micro_batches[number] if number < len(micro_batches) else None, forward)
-            if loss is None:
-                break
-            losses.append(loss)
+        with progress("student", sum(len(one.rewards) for one in micro_batches), "rows") as advance:
+            for number in range(rounds):
+                self.deepspeed.set_gradient_accumulation_boundary(self.stage >= 2 and number == rounds - 1)
+                micro_batch = micro_batches[number] if number < len(micro_batches) else None
+                loss = self._pass(micro_batch, forward)
+                if loss is None:
+                    break
+                losses.append(loss)
+                advance(0 if micro_batch is None else len(micro_batch.rewards))
         failed = len(losses) < rounds
         if self.stage < 2:  # otherwise the ranks have agreed in each pass
             failed = bool(self.processes.largest(float(failed)))

@@ -114,6 +114,7 @@ def inspection(experience: Experience) -> dict[str, Any]:
         "completion_mask",
         "logprobs",
         "sampler_logprobs",
+        "inserted",
         "on_policy",
         "group",
         "version",

@@ -17,7 +17,7 @@ from gkd_rl.models.language_model import LanguageModel
 from gkd_rl.objective.fused import fused_objective
 from gkd_rl.objective.schedule import TermWeights
 from gkd_rl.objective.top_choices import top_choices
-from gkd_rl.rollout.rows import on_device, score_tensors
+from gkd_rl.rollout.rows import chosen_tokens, on_device, score_tensors
 from gkd_rl.types import (
     Experience,
     Gates,
@@ -67,9 +67,9 @@ class Learner:
         return result.loss
 
     def token_batch(self, micro_batch: Experience) -> TokenBatch:
-        """The valid completion tokens of ``micro_batch``, with each term's weight for every one of them."""
+        """The tokens of ``micro_batch`` that terms are about, with each term's weight for every one of them."""
         rollouts = micro_batch.rollouts
-        mask = rollouts.completion_mask
+        mask = chosen_tokens(rollouts)
         hidden = self.model.completion_hidden(rollouts.prompt_ids, rollouts.prompt_mask, rollouts.completion_ids, rollouts.completion_mask)
         rows = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)[mask]
         return TokenBatch(
@@ -140,7 +140,7 @@ def row_weights(experience: Experience, term: str, config: ObjectiveConfig) -> T
     if gates is not None and term in ("reward", "divergence"):
         weight = weight * (gates.reward if term == "reward" else gates.divergence)
     if term_mean(term, config) == "sequence":
-        weight = weight / experience.rollouts.completion_mask.sum(1).clamp(min=1)
+        weight = weight / chosen_tokens(experience.rollouts).sum(1).clamp(min=1)
     return weight
 
 
@@ -150,7 +150,7 @@ def local_counts(experiences: Sequence[Experience], config: ObjectiveConfig) -> 
     for term in ("reward", "divergence", "cross_entropy"):
         total = 0
         for experience in experiences:
-            size = experience.rollouts.completion_mask.sum(1)
+            size = chosen_tokens(experience.rollouts).sum(1)
             size = size if term_mean(term, config) == "token" else (size > 0)
             total += int((size * applies(experience, term)).sum())
         counts[term] = float(total)

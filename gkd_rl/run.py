@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from gkd_rl.config.run import Config
 from gkd_rl.console import PhaseTimes, Terminal
 from gkd_rl.engine import Engine
 from gkd_rl.errors import UserError
+from gkd_rl.evaluation.dataset_loss import dataset_loss
 from gkd_rl.evaluation.evaluate import Evaluation
 from gkd_rl.learner import Learner
 from gkd_rl.models.language_model import LanguageModel
@@ -28,6 +30,7 @@ from gkd_rl.rollout.buffer import SamplingBuffer
 from gkd_rl.rollout.sampler import InProcessSampler
 from gkd_rl.run_folder import RunFolder
 from gkd_rl.scoring import reward_usage
+from gkd_rl.tracking.trackers import Trackers
 from gkd_rl.watch import Watch
 
 
@@ -46,6 +49,7 @@ class Run:
     folder: RunFolder | None
     """None on all but the main process"""
     terminal: Terminal
+    trackers: Trackers
     times: PhaseTimes
     ahead: Ahead | None = None
     """Samples the next step's answers meanwhile, where that is asked for."""
@@ -110,7 +114,7 @@ def finished(config: Config) -> dict[str, Any] | None:
     return summary if summary["steps"] == config.max_steps else None
 
 
-def assemble(config: Config, processes: Processes, parts: Parts, folder: RunFolder | None, terminal: Terminal) -> Run:
+def assemble(config: Config, processes: Processes, parts: Parts, folder: RunFolder | None, terminal: Terminal, trackers: Trackers) -> Run:
     torch.manual_seed(config.seed)
     for note in parts.notes:
         terminal.say(note)
@@ -131,6 +135,7 @@ def assemble(config: Config, processes: Processes, parts: Parts, folder: RunFold
         watch=Watch(config.watch, min(config.evaluation.during_examples, len(parts.held_out))),
         folder=folder,
         terminal=terminal,
+        trackers=trackers,
         times=times,
         micro_batch_tokens=config.engine.micro_batch_tokens,
     )
@@ -160,10 +165,15 @@ def start_or_resume(run: Run) -> tuple[int, dict[str, Any]]:
                 f"it was written by {state['ranks']} processes, and there are {run.processes.count} now: sums are taken in another order, "
                 "so the last digits will differ from those of a run that was not cut off"
             )
-        return state["step"], state["summary"]
-    if run.folder is not None:
-        run.folder.rewind({})
-    return 0, evaluate_before(run)
+        step, summary = state["step"], state["summary"]
+        run.processes.together(lambda: run.trackers.start(step, continued=True))
+    else:
+        if run.folder is not None:
+            run.folder.rewind({})
+        run.processes.together(lambda: run.trackers.start(0, continued=False))
+        step, summary = 0, evaluate_before(run)
+    run.trackers.log_evaluation(0, evaluation_figures(summary["before"]))
+    return step, summary
 
 
 def evaluate_before(run: Run) -> dict[str, Any]:
@@ -177,6 +187,7 @@ def evaluate_before(run: Run) -> dict[str, Any]:
         parts.sampler.sync(0)
         before = parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, parts.teaching.judge)
         summary["before"] = _row(before)
+        _observe_loss(run)
         bar.advance()
     if run.folder is not None:
         _keep_answers(run.folder, "evaluation-before.jsonl", before)
@@ -189,9 +200,26 @@ def evaluate_during(run: Run) -> dict[str, float]:
     with run.times.phase("evaluate"), run.engine.gathered():
         examples = run.parts.held_out[: run.config.evaluation.during_examples]
         result = run.parts.evaluator(run.parts.student, run.parts.evaluation_sampler, examples, run.parts.teaching.judge)
+        losses = _observe_loss(run)
     run.history.observe(result.score(run.config.evaluation.score))
-    figures = {name: getattr(result, name) for name in ("accuracy", "reward", "divergence", "reverse_kl", "length")} | result.metrics
-    return {f"eval_{name}": value for name, value in figures.items() if value is not None}
+    return {f"eval_{name}": value for name, value in {**evaluation_figures(result.as_row()), **losses}.items()}
+
+
+def _observe_loss(run: Run) -> dict[str, float]:
+    """Where the share of sampled rows goes by it: the loss on the dataset's completions of the examples of evaluations during training."""
+    config = run.config
+    if config.rollout.on_policy_schedule.kind != "adaptive":
+        return {}
+    examples, budget = run.parts.held_out[: config.evaluation.during_examples], 4 * config.engine.micro_batch_tokens
+    loss = dataset_loss(run.parts.student, examples, config.rollout.max_new_tokens, budget, run.processes)
+    run.history.losses.append(loss)
+    return {"dataset_loss": loss}
+
+
+def evaluation_figures(row: Mapping[str, Any]) -> dict[str, float]:
+    """What of an evaluation is drawn over the steps."""
+    figures = {name: row[name] for name in ("accuracy", "reward", "divergence", "reverse_kl", "length")} | row["metrics"]
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def finish(run: Run, summary: dict[str, Any], started: float) -> dict[str, Any]:
@@ -219,6 +247,7 @@ def finish(run: Run, summary: dict[str, Any], started: float) -> dict[str, Any]:
     if run.folder is not None:
         _keep_answers(run.folder, "evaluation-after.jsonl", after)
         run.folder.write("summary.json", json.dumps(whole, indent=2))
+    run.trackers.log_evaluation(config.max_steps, evaluation_figures(whole["after"]))
     run.processes.close()
     return whole
 

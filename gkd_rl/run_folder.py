@@ -1,8 +1,9 @@
 """A run's folder: who may write to it, and the files in it.
 
 ``config.yaml``, ``environment.json``, ``metrics.jsonl`` (the same for the same seed), ``timings.jsonl`` (never the same),
-``rollouts.jsonl``, ``evaluation-before.jsonl`` and ``evaluation-after.jsonl`` (the greedy answer to each held-out example),
-``checkpoints/``, ``model/`` (final, Hugging Face form), ``adapter/`` (with LoRA), ``summary.json``, ``curves.png``.
+``rollouts.jsonl``, ``trackers.json`` (what trackers were given), ``evaluation-before.jsonl`` and ``evaluation-after.jsonl`` (the greedy
+answer to each held-out example), ``checkpoints/``, ``model/`` (final, Hugging Face form), ``adapter/`` (with LoRA), ``summary.json``,
+``curves.png``.
 """
 
 from __future__ import annotations
@@ -129,6 +130,13 @@ class RunFolder:
         """Add rows to one of the logs."""
         with (self.path / name).open("a", encoding="utf-8") as log:
             log.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of one of the logs."""
+        if not (self.path / name).exists():
+            return []
+        with (self.path / name).open(encoding="utf-8") as log:
+            return [json.loads(line) for line in log]
 
     def positions(self) -> dict[str, int]:
         """Sizes of the logs, kept in each checkpoint; what comes after them belongs to steps that are redone."""

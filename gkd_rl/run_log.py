@@ -83,15 +83,17 @@ def _bigrams(experience: Experience) -> dict[str, float]:
 
 def rollout_rows(step: int, records: Sequence[tuple[Experience, ObjectiveResult]]) -> list[dict[str, Any]]:
     """One row per completion: texts, rewards, and per token the id, the student's log-probability, the divergence and, where they are
-    kept, the likeliest tokens of student and teacher as ``[id, probability]``."""
+    kept, the likeliest tokens of student and teacher as ``[id, probability]``; of tokens that a calculator inserted, the id alone."""
     rows: list[dict[str, Any]] = []
     for experience, result in records:
         rollouts = experience.rollouts
         counts = rollouts.completion_mask.sum(1).tolist()
-        logprobs = result.token_logprobs.split(counts)
-        divergences = result.token_divergence.split(counts)
+        inserted = [row[:count] for row, count in zip(rollouts.inserted.tolist(), counts, strict=True)]
+        chosen = [len(row) - sum(row) for row in inserted]
+        figures = {"logprobs": result.token_logprobs, "divergence": result.token_divergence}
+        numbers = {name: [[_number(x, 4) for x in part.tolist()] for part in values.split(chosen)] for name, values in figures.items()}
         tops = {"student_top": result.student_top, "teacher_top": result.teacher_top}
-        choices = {name: _choices(top, counts) for name, top in tops.items() if top is not None}
+        choices = {name: _choices(top, chosen) for name, top in tops.items() if top is not None}
         for i, example in enumerate(rollouts.examples):
             rows.append(
                 {
@@ -106,12 +108,17 @@ def rollout_rows(step: int, records: Sequence[tuple[Experience, ObjectiveResult]
                     "rewards": {name: _number(values[i].item()) for name, values in experience.components.items()},
                     "advantage": round(experience.advantages[i].item(), 5),
                     "tokens": rollouts.completion_ids[i, : counts[i]].tolist(),
-                    "logprobs": [_number(value, 4) for value in logprobs[i].tolist()],
-                    "divergence": [_number(value, 4) for value in divergences[i].tolist()],
-                    **{name: per_row[i] for name, per_row in choices.items()},
+                    **{name: _around(per_row[i], inserted[i], None) for name, per_row in numbers.items()},
+                    **{name: _around(per_row[i], inserted[i], []) for name, per_row in choices.items()},
                 }
             )
     return rows
+
+
+def _around(values: Sequence[Any], inserted: Sequence[bool], nothing: Any) -> list[Any]:
+    """Values of a row's tokens but the inserted ones, with ``nothing`` at these."""
+    rest = iter(values)
+    return [nothing if skipped else next(rest) for skipped in inserted]
 
 
 def _choices(top: TopChoices, counts: Sequence[int]) -> list[list[list[list[float]]]]:

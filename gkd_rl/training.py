@@ -18,6 +18,7 @@ from gkd_rl.checkpoint import Checkpoints, require_same_run
 from gkd_rl.collect import collect, judge_step
 from gkd_rl.config.load import config_to_yaml
 from gkd_rl.config.run import Config, OptimizerConfig
+from gkd_rl.config.tracking import require_trackers
 from gkd_rl.config.validate import validate
 from gkd_rl.console import PhaseTimes, Terminal
 from gkd_rl.errors import Stopped, UserError
@@ -25,42 +26,48 @@ from gkd_rl.faults import guarded_update
 from gkd_rl.objective.schedule import weights_at
 from gkd_rl.objective.telemetry import summarise
 from gkd_rl.processes import Processes
+from gkd_rl.progress import watched_by
 from gkd_rl.rollout.ahead import Ahead
 from gkd_rl.run import Run, assemble, evaluate_during, finish, finished, open_folder, parts_of, start_or_resume
 from gkd_rl.run_folder import RunFolder, environment
 from gkd_rl.run_log import rollout_rows
+from gkd_rl.samples import show_completions
 from gkd_rl.signals import StopRequest
+from gkd_rl.tracking.trackers import Trackers
 from gkd_rl.watch import SHOWN, most_rewarded
 
 
 def train(config: Config) -> dict[str, Any]:
     """Run ``config`` to its end; returns what ``RUN_DIR/summary.json`` holds. Raises ``UserError`` for what a user can mend."""
     validate(config)
+    require_trackers(config.trackers)
     processes = Processes(config.engine.threads, config.engine.timeout)
-    folder = open_folder(config, processes)
+    folder, terminal = open_folder(config, processes), Terminal(processes.is_main)
+    trackers = Trackers(config, folder, terminal.say)
     try:
         require_same_run(config, processes.count)
-        return _train(config, processes, folder)
+        with watched_by(terminal):
+            return _train(config, processes, folder, terminal, trackers)
     except RuntimeError as error:
         if lost := processes.lost(error):
             names = " and ".join(map(str, lost))
             raise UserError(f"rank {names} was lost, so the others stop; resume=auto continues from the newest checkpoint") from error
         raise
     finally:
+        trackers.finish()
         if folder is not None:
             folder.close()
 
 
-def _train(config: Config, processes: Processes, folder: RunFolder | None) -> dict[str, Any]:
+def _train(config: Config, processes: Processes, folder: RunFolder | None, terminal: Terminal, trackers: Trackers) -> dict[str, Any]:
     """The run itself, in the folder that the main process holds."""
     started = time.perf_counter()
-    terminal = Terminal(processes.is_main)
     if (done := finished(config)) is not None:
         terminal.say(f"run_dir {config.run_dir} holds this run, finished after {done['steps']} steps; a larger max_steps continues it")
         processes.close()
         return done
     parts = parts_of(config, processes, folder)
-    run = assemble(config, processes, parts, folder, terminal)
+    run = assemble(config, processes, parts, folder, terminal, trackers)
     if folder is not None:
         if note := folder.begin(config.resume):
             terminal.say(note)
@@ -71,9 +78,10 @@ def _train(config: Config, processes: Processes, folder: RunFolder | None) -> di
         run.ahead = Ahead(lambda step: judge_step(beside, step))
     first, summary = start_or_resume(run)
     checkpoints = Checkpoints(Path(config.run_dir), config.checkpoint.keep, config.checkpoint.keep_best)
-    with StopRequest() as request, terminal.bar("training", config.max_steps) as bar:
-        bar.advance(first)
+    live = {"accuracy": summary["before"]["accuracy"]}
+    with StopRequest() as request, terminal.bar("training", config.max_steps, first) as bar:
         for step in range(first, config.max_steps):
+            begun = time.perf_counter()
             figures = _step(run, step)
             done = step + 1
             if config.evaluation.every and done % config.evaluation.every == 0 and done < config.max_steps:
@@ -88,7 +96,8 @@ def _train(config: Config, processes: Processes, folder: RunFolder | None) -> di
                     state: dict[str, Any] = {"history": run.history.state_dict(), "watch": run.watch.state_dict(), "summary": summary}
                     state["score"] = figures.get(f"eval_{config.evaluation.score}")
                     checkpoints.save(done, run.engine, run.buffer, run.ahead, folder, state, run.parts.teaching.state_dict())
-            bar.advance(1, _live(figures))
+            live |= _beside(figures, time.perf_counter() - begun)
+            bar.advance(1, _told(figures), live)
             if suspicion and config.watch.action == "stop":
                 raise UserError(f"{suspicion}. watch.action=stop ends the run here; the step is kept, and resume=auto goes on from it")
             if stop and done < config.max_steps:
@@ -100,6 +109,7 @@ def _step(run: Run, step: int) -> dict[str, float]:
     """One step: a batch of rollouts, judged and trained on."""
     config, learner = run.config, run.learner
     experience, figures = collect(run, step)
+    show_completions(run, step, experience)
     run.processes.together(lambda: run.buffer.add(experience, step, config.rollout.per_prompt))
     run.most_rewarded = most_rewarded(experience)
     learner.weights = run.watch.weights(weights_at(config.objective, step, config.max_steps, run.history))
@@ -173,11 +183,19 @@ def _log(run: Run, figures: dict[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         run.folder.append("metrics.jsonl", [finite])
         run.folder.append("timings.jsonl", [{"step": figures["step"], **run.times.seconds, **run.load}])
+        run.trackers.log_figures(finite)
 
 
-def _live(figures: dict[str, float]) -> dict[str, float]:
+def _told(figures: dict[str, float]) -> dict[str, float]:
+    """What of a step is said in a line."""
     names = {"reward": "reward", "divergence": "divergence", "eval_accuracy": "accuracy", "length": "length"}
     return {short: figures[name] for name, short in names.items() if name in figures}
+
+
+def _beside(figures: dict[str, float], seconds: float) -> dict[str, float]:
+    """What stands beside the bar: held-out accuracy, until the next evaluation, and tokens trained on per second of the step."""
+    accuracy = {"accuracy": figures["eval_accuracy"]} if "eval_accuracy" in figures else {}
+    return accuracy | {"tokens/s": figures.get("tokens", 0.0) / seconds}
 
 
 def _write_rollouts(run: Run, step: int, records) -> None:

@@ -68,6 +68,8 @@ class Rollouts:
     """[B] int64: number of the policy's update at which the row was sampled."""
     ended: Tensor
     """[B] bool: the completion ends with an end token (True) or was cut off at the limit of new tokens (False)."""
+    inserted: Tensor
+    """[B, C] bool: put there by the calculator, so not the policy's choice: no term of the objective is about such a token."""
     texts: tuple[str, ...] = ()
     """length B: decoded completions, special tokens left out."""
 

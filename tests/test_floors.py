@@ -32,16 +32,24 @@ FLOORS: tuple[tuple[str, ...], ...] = (
             "gkd_rl.learner",
             "gkd_rl.scoring",
         ),
-        *("gkd_rl.run_folder", "gkd_rl.console", "gkd_rl.checkpoint", "gkd_rl.intact", "gkd_rl.signals"),
+        *(
+            "gkd_rl.run_folder",
+            "gkd_rl.console",
+            "gkd_rl.checkpoint",
+            "gkd_rl.intact",
+            "gkd_rl.signals",
+            "gkd_rl.progress",
+            "gkd_rl.tracking",
+        ),
     ),
     ("gkd_rl.tasks", "gkd_rl.evaluation"),
     (
-        *("gkd_rl.build", "gkd_rl.run_log", "gkd_rl.run", "gkd_rl.faults", "gkd_rl.collect", "gkd_rl.training", "gkd_rl.sft"),
-        *("gkd_rl.cache_teacher", "gkd_rl.export", "gkd_rl.watch", "gkd_rl.reward_model"),
+        *("gkd_rl.build", "gkd_rl.run_log", "gkd_rl.run", "gkd_rl.faults", "gkd_rl.collect", "gkd_rl.samples", "gkd_rl.training"),
+        *("gkd_rl.sft", "gkd_rl.cache_teacher", "gkd_rl.export", "gkd_rl.watch", "gkd_rl.reward_model"),
         "gkd_rl.evaluation.command",
     ),
     ("gkd_rl.ablation", "gkd_rl.report", "gkd_rl.plan", "gkd_rl.preflight"),
-    ("gkd_rl.cli", "gkd_rl.__main__", "gkd_rl.starting"),
+    ("gkd_rl.cli", "gkd_rl.arguments", "gkd_rl.help_texts", "gkd_rl.completion", "gkd_rl.__main__", "gkd_rl.starting"),
 )
 """Modules and packages of each floor; the longest name that fits a module decides."""
 

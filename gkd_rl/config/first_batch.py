@@ -9,7 +9,7 @@ from gkd_rl.objective.schedule import value_at
 
 _DRAWING = (
     *("prompts_per_step", "per_prompt", "mixing", "sampler", "max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "min_p"),
-    *("stop", "stop_token_ids"),
+    *("stop", "stop_token_ids", "calculator"),
 )
 _WHOLE_STUDENT = ("path", "dtype", "trust_remote_code")
 """Adapters begin at 0 and frozen parts are as they were: neither changes what a student says at first."""

@@ -29,7 +29,9 @@ class HasDataDir(Protocol):
 
 
 Settings = TypeVar("Settings", bound=HasDataDir)
-_FREE_FORM = ("task.options", "ablation.grid", "teacher_routing.weights", "model.config")
+_FREE_FORM = ("task.options", "tracking.options", "ablation.grid", "teacher_routing.weights", "model.config")
+_SWITCHES = ("watch.action",)
+"""Keys of which one choice is ``off``, which YAML reads as false."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -136,6 +138,9 @@ def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig
 
 
 def _merge(merged: DictConfig, layer: DictConfig, where: str, cls: type) -> DictConfig:
+    for key in set(_SWITCHES) & set(all_keys(cls)):
+        if OmegaConf.select(layer, key, throw_on_resolution_failure=False) is False:
+            OmegaConf.update(layer, key, "off")
     try:
         return OmegaConf.merge(_emptied(merged, layer, where, cls), layer)  # pyright: ignore[reportReturnType]
     except ConfigKeyError as error:

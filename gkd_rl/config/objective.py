@@ -12,9 +12,10 @@ Mean = Literal["token", "sequence"]
 class ScheduleConfig:
     """How a weight moves from its configured value to ``end`` over the updates."""
 
-    kind: Literal["constant", "linear", "cosine", "exponential", "step", "plateau"] = "constant"
+    kind: Literal["constant", "linear", "cosine", "exponential", "step", "plateau", "adaptive"] = "constant"
     """Form of the path. ``constant`` keeps the configured value; ``step`` jumps to ``end`` at ``start_step``; ``plateau`` jumps
-    to ``end`` once the validation score has stopped rising."""
+    to ``end`` once the validation score has stopped rising; ``adaptive`` (``rollout.on_policy_schedule`` alone) goes towards ``end`` by
+    ``increment`` whenever an evaluation finds that the loss on the dataset's own completions has risen (DistiLLM)."""
     end: float | None = None
     """Value at the end of the path; needed by every kind but ``constant``."""
     start_step: int = 0
@@ -25,6 +26,10 @@ class ScheduleConfig:
     """``plateau``: how many evaluations in a row may pass without a new best score."""
     min_gain: float = 0.0
     """``plateau``: a score counts as a new best only if it is better by more than this."""
+    increment: float = 0.1
+    """``adaptive``: by how much the value grows at a time."""
+    tolerance: float = 0.1
+    """``adaptive``: the loss has risen if it is at least so many nats per token above what it was at the last growth, or at the start."""
 
 
 @dataclass
@@ -48,14 +53,17 @@ class DivergenceConfig:
     estimator: Literal["full", "top_k", "draws", "k1", "k2", "k3"] = "full"
     """``full``: the whole vocabulary; ``top_k``: the teacher's k likeliest tokens; ``draws``: tokens drawn from the teacher
     (``teacher.draws``); ``k1``, ``k2``, ``k3``: estimates from the sampled token alone."""
-    use: Literal["loss", "advantage"] = "loss"
-    """``loss``: differentiated; ``advantage``: added, detached, to the policy gradient's advantage (``k1`` only)."""
+    use: Literal["loss", "advantage", "both"] = "loss"
+    """``loss``: differentiated; ``advantage``: added, detached, to the policy gradient's advantage (``k1`` only); ``both``: each token's
+    own reverse KL is differentiated, and the log-ratios of later tokens are the advantage (``full``, MiniLLM)."""
     top_k: int = 64
     """k of ``top_k``."""
     tail: Literal["bucket", "renormalise", "drop"] = "bucket"
     """``top_k``: gather the remaining tokens in one bucket, or renormalise both distributions over the k. (``drop`` is refused.)"""
     discount: float = 0.0
-    """``k1`` as advantage: γ of the sum over later tokens; 0 takes each token's own log-ratio."""
+    """``k1`` as advantage, and ``both``: γ of the sum over later tokens; 0 takes each token's own log-ratio."""
+    average: bool = False
+    """With a discount: the mean over those tokens in the place of their sum, γ as their weights (MiniLLM's length normalisation)."""
     extrapolation: float = 1.0
     """G-OPD: weight λ of the teacher's log-ratio to the reference; the target is pT^λ · pRef^(1−λ), normalised. 1 is the teacher."""
     mean: Mean = "token"

@@ -39,6 +39,8 @@ def needs_one_tokenizer(config: ObjectiveConfig) -> Iterator[str]:
             f"objective.divergence.estimator '{settings.estimator}' needs the teacher's probability of each sampled token, which {key} has "
             "of spans of text only; set it to 'full' or 'top_k'."
         )
+    if settings.use == "both":
+        yield f"objective.divergence.use 'both' needs the teacher's probability of each sampled token, which {key} has not; use 'loss'."
     if settings.estimator == "top_k" and settings.tail != "bucket":
         yield f"objective.divergence.tail '{settings.tail}' leaves out what {key} cannot compare, which differs; set it to 'bucket'."
     if settings.extrapolation != 1:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from gkd_rl.config.objective import ObjectiveConfig, ScheduleConfig
 from gkd_rl.config.student import DType, StudentConfig
+from gkd_rl.config.tracking import TrackingConfig
 from gkd_rl.config.watch import WatchConfig
 
 
@@ -180,6 +181,9 @@ class RolloutConfig:
     """Texts that end an answer beside the model's end tokens; the token that completes one is the answer's last."""
     stop_token_ids: list[int] = field(default_factory=list)
     """Tokens that end an answer beside the model's end tokens."""
+    calculator: bool = False
+    """``native``: behind ``<<48/2=`` the result is computed and written into the answer, in evaluations too; inserted tokens are no choice
+    of the student's, and no term counts them."""
     on_policy_share: float = 1.0
     """λ: share of prompts answered by the student; the rest carry a completion that is not its own."""
     on_policy_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -355,6 +359,15 @@ class Config:
     """Rollouts of every so many steps are written to the run's folder; 0: none."""
     log_top_choices: int = 3
     """With each token, the so many likeliest ones of student and teacher, fewer where these hold 0.999 of the probability; 0: none."""
+    log_completions: int = 0
+    """Completions shown in the terminal, with prompt, reward and verdict; 0: none."""
+    log_completions_every: int = 10
+    """Steps from one such showing to the next; the first step has one."""
+    trackers: list[str] = field(default_factory=list)
+    """Trackers that get the run's figures beside ``metrics.jsonl``: ``tensorboard``, ``wandb``, ``mlflow``, ``trackio`` or another one of
+    Accelerate's; by default none."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """How they are started."""
     student: StudentConfig = field(default_factory=StudentConfig)
     """The model that is trained."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

@@ -11,6 +11,7 @@ from gkd_rl.config.rewards import reward_complaints
 from gkd_rl.config.run import Config, RolloutConfig
 from gkd_rl.config.student import student_complaints
 from gkd_rl.config.teachers import all_teacher_complaints, has_teacher, model_of, teacher_configs, teacher_top_k
+from gkd_rl.config.tracking import tracking_complaints
 from gkd_rl.config.watch import watch_complaints
 from gkd_rl.errors import UserError
 from gkd_rl.objective.schedule import weights_at
@@ -25,6 +26,8 @@ _AT_LEAST = {
     "max_steps": 1,
     "log_rollouts_every": 0,
     "log_top_choices": 0,
+    "log_completions": 0,
+    "log_completions_every": 1,
     "student.lora.rank": 0,
     "rollout.prompts_per_step": 1,
     "rollout.per_prompt": 1,
@@ -147,13 +150,18 @@ def _complaints(config: Config) -> Iterator[str]:
         yield "rollout.overlap keeps a whole copy of the student, which engine.zero_stage=3 shards; set overlap to false, or stage 2"
     if "" in config.rollout.stop:
         yield "rollout.stop holds an empty text, which every answer contains; remove it"
-    yield from _share_complaints(config.rollout)
+    yield from _share_complaints(config)
     yield from engine_complaints(config)
     yield from watch_complaints(config.watch, config.objective)
+    yield from tracking_complaints(config.trackers, config.tracking)
     if config.rollout.compile and config.rollout.sampler != "native":
         yield f"rollout.compile is for the native sampler, and rollout.sampler={config.rollout.sampler}; set compile to false"
     if config.rollout.compile and config.engine.zero_stage == 3:
         yield "rollout.compile needs weights that stay where they are, which engine.zero_stage=3 moves; set compile to false, or stage 2"
+    if config.rollout.calculator and config.rollout.sampler != "native":
+        yield f"rollout.calculator writes into answers as they are made, which rollout.sampler={config.rollout.sampler} cannot; use native"
+    if config.rollout.calculator and any(teacher.other_tokenizer for teacher in teacher_configs(config).values()):
+        yield "rollout.calculator inserts tokens that no term counts, and teacher.other_tokenizer compares whole spans; drop one of them"
     yield from student_complaints(config.student)
     if config.rollout.sampler == "vllm":
         yield from _vllm_complaints(config.rollout)
@@ -166,8 +174,9 @@ def _complaints(config: Config) -> Iterator[str]:
         yield "rewards is empty; leave it out for the task's own reward, and set objective.alpha=1 to train without one"
 
 
-def _share_complaints(rollout: RolloutConfig) -> Iterator[str]:
+def _share_complaints(config: Config) -> Iterator[str]:
     """What cannot be of a share of sampled rows that moves."""
+    rollout = config.rollout
     key, schedule = "rollout.on_policy_schedule", rollout.on_policy_schedule
     yield from schedule_complaints(key, rollout.on_policy_share, schedule)
     if schedule.kind == "constant":
@@ -177,8 +186,15 @@ def _share_complaints(rollout: RolloutConfig) -> Iterator[str]:
             f"{key} moves rollout.on_policy_share from {rollout.on_policy_share:g} to {schedule.end:g}; it must begin between 0 and 1, "
             "without these (0.01 will do), since other settings go by it, and end from 0 to 1"
         )
-    if schedule.kind == "plateau" and rollout.overlap:
-        yield f"{key}.kind 'plateau' waits for evaluations, which rollout.overlap samples ahead of; set overlap to false, or another kind"
+    if schedule.kind in ("plateau", "adaptive") and rollout.overlap:
+        yield (
+            f"{key}.kind '{schedule.kind}' waits for evaluations, which rollout.overlap samples ahead of; set overlap to false, or "
+            "another kind"
+        )
+    if schedule.kind == "adaptive" and not config.evaluation.every:
+        yield f"{key}.kind 'adaptive' goes by evaluations and evaluation.every is 0, so the share would never move; set it above 0"
+    if schedule.kind == "adaptive" and (schedule.end or 0.0) < rollout.on_policy_share:
+        yield f"{key}.kind 'adaptive' only lets the share grow and end={schedule.end:g} is below it; raise end, or use another kind"
 
 
 def _vllm_complaints(rollout: RolloutConfig) -> Iterator[str]:

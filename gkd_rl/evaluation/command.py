@@ -11,6 +11,7 @@ from gkd_rl.config.validate import validate
 from gkd_rl.console import Terminal
 from gkd_rl.evaluation.evaluate import Evaluation
 from gkd_rl.processes import Processes
+from gkd_rl.progress import watched_by
 
 
 def evaluate(config: Config, as_json: bool = False) -> Evaluation:
@@ -26,7 +27,8 @@ def evaluate(config: Config, as_json: bool = False) -> Evaluation:
         terminal.say(note)
     parts.sampler.sync(0)
     judge = None if parts.teaching.averages else parts.teaching.judge  # an average is nothing outside of its run
-    result = parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, judge, config.evaluation.samples)
+    with watched_by(terminal):
+        result = parts.evaluator(parts.student, parts.evaluation_sampler, parts.held_out, judge, config.evaluation.samples)
     if as_json and processes.is_main:
         print(json.dumps({"model": path, **result.as_row()}))
     terminal.table(str(path), ["", ""], _rows(result))

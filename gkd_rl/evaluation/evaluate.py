@@ -21,6 +21,7 @@ from gkd_rl.models.language_model import LanguageModel
 from gkd_rl.objective.schedule import TermWeights
 from gkd_rl.objective.telemetry import summarise
 from gkd_rl.processes import Processes
+from gkd_rl.progress import progress, within
 from gkd_rl.rollout.drawing import SamplingParams
 from gkd_rl.rollout.rows import micro_batches
 from gkd_rl.rollout.sampler import Sampler
@@ -89,6 +90,8 @@ class Evaluator:
     temperature: float = 1.0
     """of the sampled answers"""
     metrics: Sequence[Metric] = ()
+    calculator: bool = False
+    """whether results of ``<<expression=`` are inserted into answers"""
 
     @torch.no_grad()
     def __call__(
@@ -98,6 +101,13 @@ class Evaluator:
         examples: Sequence[Example],
         teacher: Teacher | None = None,
         samples: int = 1,
+    ) -> Evaluation:
+        """``samples`` answers to each example beside the greedy one."""
+        with within("evaluation"):
+            return self._evaluation(model, sampler, examples, teacher, samples)
+
+    def _evaluation(
+        self, model: LanguageModel, sampler: Sampler, examples: Sequence[Example], teacher: Teacher | None, samples: int
     ) -> Evaluation:
         mine = self.processes.share(examples)
         started = time.perf_counter()
@@ -142,8 +152,9 @@ class Evaluator:
 
     def _samples(self, sampler: Sampler, examples: Sequence[Example], count: int) -> tuple[Rollouts, Rollouts]:
         """One greedy answer to each example, and ``count`` sampled ones."""
-        greedy = sampler.sample(examples, 1, SamplingParams(self.max_new_tokens, temperature=0.0), SAMPLING_SEED)
-        return greedy, sampler.sample(examples, count, SamplingParams(self.max_new_tokens, self.temperature), SAMPLING_SEED)
+        params = SamplingParams(self.max_new_tokens, self.temperature, calculator=self.calculator)
+        greedy = sampler.sample(examples, 1, replace(params, temperature=0.0), SAMPLING_SEED)
+        return greedy, sampler.sample(examples, count, params, SAMPLING_SEED)
 
     def _right(self, rollouts: Rollouts) -> Tensor:
         _, components = score_rollouts(self.verifier, rollouts)
@@ -168,8 +179,10 @@ class Evaluator:
         experience = Experience(rollouts, zeros, {}, zeros, teacher.score(rollouts))
         towards = replace(self.objective, divergence=replace(self.objective.divergence, extrapolation=1.0))  # the teacher itself
         learner = Learner(model, towards, TermWeights(0.0, 1.0, 0.0), GlobalCounts(0.0, 1.0, 0.0))
-        for part in micro_batches(experience, self.token_budget, model.one_sequence):
-            learner.loss(part)
+        with progress("divergence", len(zeros), "rows") as advance:
+            for part in micro_batches(experience, self.token_budget, model.one_sequence):
+                learner.loss(part)
+                advance(len(part.rewards))
         return summarise(self.processes.sum(learner.sums))
 
 

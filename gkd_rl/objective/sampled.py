@@ -2,7 +2,8 @@
 
 R = log pT(y) − log pS(y) at the token y drawn from the student. Each form is good for one use only:
 
-* ``R`` itself, detached, as an advantage of the policy gradient (the estimator k1 = −R): unbiased gradient of the reverse KL;
+* ``R`` itself, detached, as an advantage of the policy gradient (the estimator k1 = −R): unbiased gradient of the reverse KL; summed
+  over later tokens, of the reverse KL of whole sequences;
 * ``k2`` = R²/2 as a loss: the same gradient by differentiation;
 * ``k3`` = e^R − R − 1 as a loss: its gradient is the *forward* KL's.
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from gkd_rl.config.objective import DivergenceConfig
 
 LOG_RATIO_LIMIT = 20.0
 """R is clamped to ± this inside k3's exponential."""
@@ -24,6 +27,21 @@ def k2(log_ratio: Tensor) -> Tensor:
 def k3(log_ratio: Tensor) -> Tensor:
     """e^R − R − 1 [N]."""
     return torch.expm1(log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)) - log_ratio
+
+
+def later_log_ratios(log_ratio: Tensor, index: Tensor, config: DivergenceConfig) -> Tensor:
+    """What each token's advantage from the teacher is made of [N]: Σ_m γ^(m−n)·R_m over its sequence's tokens m ≥ n.
+
+    With ``use`` both over m > n, since the token's own term is differentiated (MiniLLM, arXiv 2306.08543, eq. 3). ``average`` divides by
+    Σ_m γ^(m−n) (its length normalisation); where there is no later token, the value is 0.
+    """
+    own = config.use == "both"
+    total = discounted_sum(log_ratio, index, config.discount) - own * log_ratio
+    if not config.average:
+        return total
+    ones = torch.ones_like(log_ratio)
+    weight = discounted_sum(ones, index, config.discount) - own * ones
+    return torch.where(weight > 0, total / torch.where(weight > 0, weight, 1.0), 0.0)
 
 
 def discounted_sum(values: Tensor, index: Tensor, discount: float) -> Tensor:

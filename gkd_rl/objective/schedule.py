@@ -21,10 +21,12 @@ class TermWeights:
 
 @dataclass
 class ScoreHistory:
-    """Validation scores so far: what ``plateau`` schedules look at. A run saves and restores it with its checkpoints."""
+    """Validation so far: what ``plateau`` and ``adaptive`` schedules look at. A run saves and restores it with its checkpoints."""
 
     scores: list[float] = field(default_factory=list)
     """One score per evaluation, larger is better."""
+    losses: list[float] = field(default_factory=list)
+    """Where a schedule is adaptive: cross-entropy of the dataset's held-out completions, at the start and at each evaluation."""
 
     def observe(self, score: float) -> None:
         """Adds the score of one evaluation."""
@@ -32,11 +34,12 @@ class ScoreHistory:
 
     def state_dict(self) -> dict[str, Any]:
         """A plain copy of the history."""
-        return {"scores": list(self.scores)}
+        return {"scores": list(self.scores), "losses": list(self.losses)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a saved history."""
         self.scores = [float(score) for score in state["scores"]]
+        self.losses = [float(loss) for loss in state["losses"]]
 
 
 def has_plateaued(scores: Sequence[float], patience: int, min_gain: float) -> bool:
@@ -49,6 +52,19 @@ def has_plateaued(scores: Sequence[float], patience: int, min_gain: float) -> bo
     return False
 
 
+def grown(start: float, end: float, losses: Sequence[float], increment: float, tolerance: float) -> float:
+    """``start`` + ``increment`` for each time that the loss has risen by ``tolerance``, at most ``end``.
+
+    Risen since it last had, or since the first loss: DistiLLM's schedule of student-generated rows (Ko et al. 2024, arXiv 2402.03898,
+    section 3.2; in the authors' code both numbers are 0.1).
+    """
+    last, times = math.inf, 0
+    for number, loss in enumerate(losses):
+        if number == 0 or loss >= last + tolerance:
+            last, times = loss, times + (number > 0)
+    return min(end, start + times * increment)
+
+
 def value_at(start: float, config: ScheduleConfig, step: int, max_steps: int, history: ScoreHistory | None = None) -> float:
     """The scheduled value at update ``step`` (0-based): ``start`` until ``start_step``, then along the path to ``end``."""
     if config.kind == "constant":
@@ -57,6 +73,8 @@ def value_at(start: float, config: ScheduleConfig, step: int, max_steps: int, hi
     if config.kind == "plateau":
         scores = history.scores if history is not None else ()
         return config.end if has_plateaued(scores, config.patience, config.min_gain) else start
+    if config.kind == "adaptive":
+        return grown(start, config.end, history.losses if history is not None else (), config.increment, config.tolerance)
     if config.kind == "step":
         return config.end if step >= config.start_step else start
     length = config.steps if config.steps is not None else max_steps - 1 - config.start_step

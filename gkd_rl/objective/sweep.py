@@ -30,6 +30,11 @@ SPAN_TILES = 2
 """A teacher with another tokenizer takes so many times the tiles of one with the same."""
 
 
+def most_chunk_tokens(vocabulary: int, device: str) -> int:
+    """Tokens per chunk by default; ``device``: its type."""
+    return max(CHUNK_TOKENS.get(device, 256), SMALL_TILE_BYTES // (4 * vocabulary))
+
+
 @dataclass
 class Gradients:
     """Gradients of the loss in the student's hidden states and head, fp32."""
@@ -65,7 +70,7 @@ class Sweep:
             assert other is None or other.vocabulary == self.vocabulary, "heads are cut to one vocabulary"
         device = batch.token_ids.device
         self.kernels = kernels_for(config, self.student.soft_cap, self.vocabulary, device, compile)
-        most = max(CHUNK_TOKENS.get(device.type, 256), SMALL_TILE_BYTES // (4 * self.vocabulary))
+        most = most_chunk_tokens(self.vocabulary, device.type)
         self.chunk = chunk_tokens or (most if self.spans is None else max(1, most // SPAN_TILES))
         self.streams = streams_of(batch, config, counts)
         stride = config.telemetry.interference_stride if self.teacher or self.given is not None else 0
@@ -133,7 +138,7 @@ class Sweep:
     def _look_ahead(self) -> None:
         """Log-probabilities of all tokens, for terms that depend on whole sequences."""
         values = _Whole[TokenValues](len(self.token_ids))
-        teacher_matters = self.config.surrogate.teacher_in_ratio > 0 or self.config.divergence.use == "advantage"
+        teacher_matters = self.config.surrogate.teacher_in_ratio > 0 or self.config.divergence.use != "loss"
         for where in self._slices():
             tiles = self._tiles(where) if teacher_matters else Tiles(self.student.logits(where), None, None)
             values.put(self._read(tiles, where).values, where)

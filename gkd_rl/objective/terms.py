@@ -13,7 +13,7 @@ from torch import Tensor
 from gkd_rl.config.objective import ObjectiveConfig
 from gkd_rl.objective.gate import sign_agreement
 from gkd_rl.objective.numerics import at_least_fp32
-from gkd_rl.objective.sampled import discounted_sum, k2, k3
+from gkd_rl.objective.sampled import k2, k3, later_log_ratios
 from gkd_rl.objective.surrogate import clipped_surrogate, importance_ratio, sampler_weights, sequence_mean
 from gkd_rl.types import GlobalCounts, TokenBatch
 
@@ -39,7 +39,7 @@ class Streams:
     sequence_log_ratio: Tensor | None = None
     """[N] log of the sequence's importance ratio, where ratios are per sequence"""
     teacher_returns: Tensor | None = None
-    """[N] discounted Σ R, where k1 is an advantage with a discount"""
+    """[N] Σ R over later tokens, where the teacher's log-ratios are an advantage with a discount"""
 
     def rows(self, where: slice) -> Streams:
         """The streams of some tokens."""
@@ -87,7 +87,7 @@ def streams_of(batch: TokenBatch, config: ObjectiveConfig, counts: GlobalCounts)
             (batch.cross_entropy_weights, counts.cross_entropy),
         )
     )
-    sampled = (reward != 0) | ((divergence != 0) & (config.divergence.use == "advantage"))
+    sampled = (reward != 0) | ((divergence != 0) & (config.divergence.use != "loss"))
     old = batch.old_logprobs.masked_fill(~sampled, 0.0)
     sampler = batch.sampler_logprobs.masked_fill(~sampled, 0.0)
     correction = sampler_weights(old, sampler, batch.sequence_index, config.surrogate.correction)
@@ -97,7 +97,7 @@ def streams_of(batch: TokenBatch, config: ObjectiveConfig, counts: GlobalCounts)
 
 def needs_whole_sequences(config: ObjectiveConfig) -> bool:
     """Whether a token's terms depend on log-probabilities of the other tokens of its sequence."""
-    discounted = config.divergence.use == "advantage" and config.divergence.discount > 0
+    discounted = config.divergence.use != "loss" and config.divergence.discount > 0
     return config.surrogate.ratio == "sequence" or discounted
 
 
@@ -106,9 +106,9 @@ def with_sequences(streams: Streams, logprob: Tensor, teacher_logprob: Tensor | 
     if config.surrogate.ratio == "sequence":
         log_ratio = logprob - anchor(streams, teacher_logprob, config)
         streams = replace(streams, sequence_log_ratio=sequence_mean(log_ratio, streams.sequence_index))
-    if config.divergence.use == "advantage" and config.divergence.discount > 0:
+    if config.divergence.use != "loss" and config.divergence.discount > 0:
         assert teacher_logprob is not None
-        returns = discounted_sum(teacher_logprob - logprob, streams.sequence_index, config.divergence.discount)
+        returns = later_log_ratios(teacher_logprob - logprob, streams.sequence_index, config.divergence)
         streams = replace(streams, teacher_returns=returns)
     return streams
 
@@ -138,9 +138,9 @@ def ratio_of(values: TokenValues, streams: Streams, config: ObjectiveConfig) -> 
 
 
 def policy_advantages(values: TokenValues, streams: Streams, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
-    """Weighted advantages [N] from the reward and, where k1 is used, from the teacher's detached log-ratio."""
+    """Weighted advantages [N] from the reward and, where they are used so, from the teacher's detached log-ratios."""
     reward = streams.reward * streams.advantages
-    if config.divergence.use != "advantage" or values.teacher_logprob is None:
+    if config.divergence.use == "loss" or values.teacher_logprob is None:
         return reward, torch.zeros_like(reward)
     returns = streams.teacher_returns
     if returns is None:
@@ -177,6 +177,6 @@ def losses_of(values: TokenValues, streams: Streams, config: ObjectiveConfig) ->
     if values.reference_kl is not None:
         reward = reward + config.surrogate.reference_kl_weight * streams.reward * values.reference_kl
     divergence = policy * share
-    if config.divergence.use == "loss":
+    if config.divergence.use != "advantage":
         divergence = divergence + divergence_weights(values, streams, config) * divergence_of_tokens(values, config)
     return Losses(reward, divergence, -streams.cross_entropy * values.logprob)

@@ -41,7 +41,7 @@ def validate_objective(
         other_tokenizer: the teacher's tokens are not the student's.
     """
     uses_reward, uses_divergence = _term_in_use(config, "reward"), _term_in_use(config, "divergence")
-    surrogate_in_use = uses_reward or (uses_divergence and config.divergence.use == "advantage")
+    surrogate_in_use = uses_reward or (uses_divergence and config.divergence.use != "loss")
     for complaint in (
         *_weights(config),
         *_terms(config, uses_reward, uses_divergence, has_reward, has_teacher, on_policy_share),
@@ -111,6 +111,10 @@ def schedule_complaints(key: str, start: float, schedule: ScheduleConfig) -> Ite
         yield f"{key}.steps is {schedule.steps}; it must be at least 1."
     if schedule.start_step < 0:
         yield f"{key}.start_step is {schedule.start_step}; it must be at least 0."
+    if schedule.kind == "adaptive" and not key.startswith("rollout."):
+        yield f"{key}.kind 'adaptive' moves the share of sampled rows alone (rollout.on_policy_schedule); use another kind."
+    if schedule.kind == "adaptive" and (schedule.increment <= 0 or schedule.tolerance < 0):
+        yield f"{key} needs increment > 0 and tolerance ≥ 0."
     if schedule.kind == "plateau" and (schedule.patience < 1 or schedule.min_gain < 0):
         yield f"{key} needs patience ≥ 1 and min_gain ≥ 0."
 
@@ -145,8 +149,10 @@ def _divergence(config: DivergenceConfig) -> Iterator[str]:
         yield f"objective.divergence.rescale belongs to kind 'gjsd', not to '{config.kind}'; set it to false."
     if not 0 <= config.discount <= 1:
         yield f"objective.divergence.discount is {config.discount}, outside [0, 1]."
-    if config.discount and not (config.estimator == "k1" and config.use == "advantage"):
-        yield "objective.divergence.discount needs estimator 'k1' used as 'advantage'; set it to 0."
+    if config.discount and config.use != "both" and not (config.estimator == "k1" and config.use == "advantage"):
+        yield "objective.divergence.discount needs estimator 'k1' used as 'advantage', or use 'both'; set it to 0."
+    if config.average and not config.discount:
+        yield "objective.divergence.average is about the sum over later tokens, which needs a discount; set discount=1, or average=false."
 
 
 def _estimator(config: DivergenceConfig, in_use: bool, on_policy_share: float) -> Iterator[str]:
@@ -157,6 +163,9 @@ def _estimator(config: DivergenceConfig, in_use: bool, on_policy_share: float) -
             f"{prefix} is inert: it does not depend on the sampled token, so its expected gradient is zero; use it as 'loss', "
             "or estimator 'k1'."
         )
+    if use == "both":
+        yield from _both(config, prefix, in_use, on_policy_share)
+        return
     if name == "k1" and use == "loss":
         yield (
             f"{prefix} has the gradient ∇log pS, in which the teacher does not appear and whose expectation is 0; use k1 as "
@@ -185,6 +194,18 @@ def _estimator(config: DivergenceConfig, in_use: bool, on_policy_share: float) -
         )
     if name == "top_k" and config.top_k < (2 if config.tail == "renormalise" else 1):
         yield f"objective.divergence.top_k is {config.top_k}: too few tokens to compare; use at least 2."
+
+
+def _both(config: DivergenceConfig, prefix: str, in_use: bool, on_policy_share: float) -> Iterator[str]:
+    """What cannot be of a divergence whose own step is exact and whose later steps are an advantage."""
+    if config.estimator != "full" or config.kind != "reverse_kl":
+        yield f"{prefix} is the gradient of the reverse KL of whole sequences; set objective.divergence.kind=reverse_kl, estimator=full."
+    if not config.discount:
+        yield f"{prefix} sums log-ratios over later tokens, and objective.divergence.discount is 0; set it to 1, or use it as 'loss'."
+    if config.temperature != 1:
+        yield f"{prefix} compares probabilities of tokens, and tokens are drawn at temperature 1; set objective.divergence.temperature=1."
+    if in_use and on_policy_share < 1:
+        yield f"{prefix} assumes tokens sampled from the policy but a share of rows comes from the dataset; set λ to 1, or use 'loss'."
 
 
 def _gate(config: GateConfig, temperature: float, reward: bool, divergence: bool, has_reward: bool, has_teacher: bool) -> Iterator[str]:

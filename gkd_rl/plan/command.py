@@ -67,7 +67,7 @@ def _print(made: Plan, config: Config, as_json: bool) -> None:
     known = total({name: size for name, size in made.memory.items() if size is not None})
     sizes = [[name, _bytes(size)] for name, size in made.memory.items()]
     whole = ["all of these", _bytes(known) if None not in made.memory.values() else f"at least {_bytes(known)}"]
-    terminal.table(f"memory per rank of {made.ranks}, {stage}", ["without activations", ""], [*sizes, whole])
+    terminal.table(f"memory per rank of {made.ranks}, {stage}", ["sampling and training take turns", ""], [*sizes, whole])
     epochs = "" if made.epochs is None else f", {made.epochs:.2f} epochs of {made.data.examples:,} examples"
     terminal.say(f"data       {made.data.said}{epochs}")
     terminal.say(f"lengths    {made.data.prompt:.0f} + {made.data.completion:.0f} tokens a row, {made.data.lengths}")

@@ -9,7 +9,7 @@
 A teacher is whole on every rank; with ``teacher.shard`` each rank holds its share.
 
 (Rajbhandari et al., arXiv 1910.02054, section 3; what DeepSpeed holds was measured, docs/scaling.md.) Stage 0 becomes 1 in bf16. Left out:
-activations, DeepSpeed's buckets (up to some 5·10⁷ gradients), and the libraries.
+DeepSpeed's buckets (up to some 5·10⁷ gradients), and the libraries; what a micro-batch takes is in ``activations.py``.
 """
 
 from __future__ import annotations

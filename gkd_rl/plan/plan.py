@@ -11,6 +11,7 @@ from gkd_rl.config.teachers import teacher_configs
 from gkd_rl.config.validate import needs_teacher, validate
 from gkd_rl.errors import UserError
 from gkd_rl.objective.schedule import value_at
+from gkd_rl.plan.activations import micro_batch_memory
 from gkd_rl.plan.data import DataPlan, data_plan
 from gkd_rl.plan.memory import Bytes, rank_memory, total, uses_reference
 from gkd_rl.plan.sizes import ModelSize, student_size, teacher_sizes, without_adapter
@@ -103,16 +104,19 @@ def plan(config: Config, ranks: int, flops_per_second: float, rate: str) -> Plan
         sampled_completions=completions * mean_share(config),
         tokens=completions * (data.prompt + data.completion),
         flops=_flops(config, student, teachers, completions, data),
-        memory=rank_memory(config, student, teachers, ranks, ceil(completions / ranks)),
+        memory={
+            **rank_memory(config, student, teachers, ranks, ceil(completions / ranks)),
+            **micro_batch_memory(config, ceil(completions / ranks / rollout.updates_per_pass)),
+        },
         flops_per_second=flops_per_second,
         rate=rate,
     )
 
 
 def mean_share(config: Config) -> float:
-    """λ, averaged over the run's steps (a plateau's time is not known beforehand: it is left out)."""
+    """λ, averaged over the run's steps (what waits for evaluations is not known beforehand: it is left out)."""
     start, schedule = config.rollout.on_policy_share, config.rollout.on_policy_schedule
-    if schedule.kind in ("constant", "plateau"):
+    if schedule.kind in ("constant", "plateau", "adaptive"):
         return start
     return sum(value_at(start, schedule, step, config.max_steps) for step in range(config.max_steps)) / config.max_steps
 

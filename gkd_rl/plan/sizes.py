@@ -54,6 +54,14 @@ def student_size(student: StudentConfig) -> ModelSize:
     return ModelSize(student.path, "config.json", whole, trained, width, _hidden(module), _cache_bytes(module, width))
 
 
+def student_module(student: StudentConfig) -> PreTrainedModel | None:
+    """The student without memory for its weights, frozen as in a run; None where its ``config.json`` cannot be reached."""
+    module, _ = _read(student.path, "student.path", student.trust_remote_code)
+    if module is not None:
+        mark_trained(module, student, 0)
+    return module
+
+
 def teacher_sizes(config: Config, student: ModelSize) -> dict[str, ModelSize]:
     """Teachers by configuration key. Those made of the student are as large as it is; ``base`` has no weights of its own."""
     bare = replace(student, parameters=without_adapter(config, student))
@@ -110,8 +118,13 @@ def _count(module: PreTrainedModel) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def head_shape(module: PreTrainedModel) -> tuple[int, int]:
+    """Vocabulary and width of its head."""
+    return tuple(module.get_output_embeddings().weight.shape)  # pyright: ignore
+
+
 def _hidden(module: PreTrainedModel) -> int:
-    return int(module.get_output_embeddings().weight.shape[1])  # pyright: ignore
+    return head_shape(module)[1]
 
 
 def _cache_bytes(module: PreTrainedModel, width: float) -> float | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from gkd_rl.config.load import load_config
 from gkd_rl.config.run import Config
+from gkd_rl.config.tracking import require_trackers
 from gkd_rl.config.validate import validate
 from gkd_rl.console import Terminal
 from gkd_rl.errors import UserError
@@ -83,6 +84,7 @@ def _configuration(path: str, overrides: Sequence[str], found: list[Config]) -> 
     """Reads the configuration into ``found``, then validates it: one with a wrong setting can be checked on."""
     found.append(load_config(path, overrides))
     validate(found[0])
+    require_trackers(found[0].trackers)
     return Finding("pass", f"{path} is valid")
 
 

@@ -12,6 +12,7 @@ from gkd_rl.errors import UserError
 from gkd_rl.models.tokenizers import completion_tokens, prompt_tokens, vocabulary_size
 from gkd_rl.preflight.finding import Finding, worst
 from gkd_rl.preflight.trial import Trial
+from gkd_rl.rollout.calculator import require_marks
 from gkd_rl.rollout.stopping import generation_ends
 from gkd_rl.tasks.fitting import uses_completions
 from gkd_rl.teacher.build import check_taught, check_teaching
@@ -28,6 +29,8 @@ def tokenizers(trial: Trial) -> Finding:
         raise UserError(
             f"student.path: the tokenizer has {tokens:,} tokens, and the model embeds {rows:,}; save the tokenizer it belongs to"
         )
+    if trial.config.rollout.calculator:
+        require_marks(tokenizer, trial.config.student.path)
     check_teaching(trial.config, tokenizer)
     check_taught(trial.config, trial.held_out)
     named = teacher_configs(trial.config)

@@ -41,6 +41,8 @@ class SamplingParams:
     """Texts that end an answer; the token that completes one is its last."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end an answer beside the model's own."""
+    calculator: bool = False
+    """Results of ``<<expression=`` are computed and inserted (``gkd_rl.rollout.calculator``)."""
 
 
 def row_uniforms(keys: Sequence[tuple[int, ...]], length: int) -> Tensor:

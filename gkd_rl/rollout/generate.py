@@ -29,6 +29,7 @@ from transformers import (
 
 from gkd_rl.models.language_model import LanguageModel, encode_prompts
 from gkd_rl.models.tokenizers import prompt_tokens
+from gkd_rl.progress import progress
 from gkd_rl.rollout.drawing import SamplingParams, row_uniforms
 from gkd_rl.rollout.rescoring import with_policy_logprobs
 from gkd_rl.rollout.sampler import empty_rows, sampled_rollouts
@@ -54,11 +55,13 @@ class GenerateSampler:
         keys = [(seed, example.key, g) for example in examples for g in range(per_prompt)]
         drawn = empty_rows(self.model, len(keys), params.max_new_tokens)
         order = sorted(range(len(keys)), key=lambda row: len(prompts[row // per_prompt]))
-        for chunk in (order[i : i + self.max_rows] for i in range(0, len(order), self.max_rows)):
-            rows = torch.tensor(chunk, device=drawn.ids.device)
-            uniforms = row_uniforms([keys[row] for row in chunk], params.max_new_tokens).to(drawn.ids.device)
-            out = self._generate([prompts[row // per_prompt] for row in chunk], params, uniforms)
-            drawn.ids[rows], drawn.sampler_logprobs[rows], drawn.lengths[rows], drawn.ended[rows] = out
+        with progress("sampling", len(keys), "rows") as advance:
+            for chunk in (order[i : i + self.max_rows] for i in range(0, len(order), self.max_rows)):
+                rows = torch.tensor(chunk, device=drawn.ids.device)
+                uniforms = row_uniforms([keys[row] for row in chunk], params.max_new_tokens).to(drawn.ids.device)
+                out = self._generate([prompts[row // per_prompt] for row in chunk], params, uniforms)
+                drawn.ids[rows], drawn.sampler_logprobs[rows], drawn.lengths[rows], drawn.ended[rows] = out
+                advance(len(chunk))
         rollouts = sampled_rollouts(self.model, examples, prompts, per_prompt, drawn, self.version)
         return with_policy_logprobs(self.model, rollouts, self.token_budget)
 

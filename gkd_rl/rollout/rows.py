@@ -28,12 +28,17 @@ from gkd_rl.types import (
 )
 
 _PROMPT_WIDE = ("prompt_ids", "prompt_mask")
-_COMPLETION_WIDE = ("completion_ids", "completion_mask", "logprobs", "sampler_logprobs")
+_COMPLETION_WIDE = ("completion_ids", "completion_mask", "logprobs", "sampler_logprobs", "inserted")
 
 
 def lengths(rollouts: Rollouts) -> tuple[Tensor, Tensor]:
     """Valid prompt and completion tokens of each row, [B] and [B]."""
     return rollouts.prompt_mask.sum(1), rollouts.completion_mask.sum(1)
+
+
+def chosen_tokens(rollouts: Rollouts) -> Tensor:
+    """[B, C] bool: the tokens that terms of the objective are about: valid ones that no calculator inserted."""
+    return rollouts.completion_mask & ~rollouts.inserted
 
 
 def take(rollouts: Rollouts, rows: Tensor) -> Rollouts:

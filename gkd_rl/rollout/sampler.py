@@ -18,6 +18,8 @@ from gkd_rl.models.language_model import LanguageModel, encode_prompts
 from gkd_rl.models.placement import placed
 from gkd_rl.models.tokenizers import completion_tokens, prompt_tokens
 from gkd_rl.objective.head import logits_of, packed_head
+from gkd_rl.progress import Advance, progress
+from gkd_rl.rollout.calculator import Calculator, Insertions
 from gkd_rl.rollout.drawing import SamplingParams, draw, row_uniforms
 from gkd_rl.rollout.stopping import Stopping
 from gkd_rl.types import Example, Rollouts
@@ -62,18 +64,22 @@ class InProcessSampler:
         drawn = empty_rows(self.model, len(prompts) * per_prompt, params.max_new_tokens)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         size = max(1, self.max_rows // per_prompt)
-        for chunk in (order[i : i + size] for i in range(0, len(order), size)):
-            rows = torch.tensor([i * per_prompt + g for i in chunk for g in range(per_prompt)], device=drawn.ids.device)
-            keys = [(seed, examples[i].key, g) for i in chunk for g in range(per_prompt)]
-            uniforms = row_uniforms(keys, params.max_new_tokens).to(drawn.ids.device)
-            out = self._decode([prompts[i] for i in chunk], per_prompt, params, uniforms)
-            drawn.ids[rows], drawn.logprobs[rows], drawn.sampler_logprobs[rows], drawn.lengths[rows], drawn.ended[rows] = out
+        with progress("sampling", len(prompts) * per_prompt * params.max_new_tokens, "tokens") as advance:
+            for chunk in (order[i : i + size] for i in range(0, len(order), size)):
+                rows = torch.tensor([i * per_prompt + g for i in chunk for g in range(per_prompt)], device=drawn.ids.device)
+                keys = [(seed, examples[i].key, g) for i in chunk for g in range(per_prompt)]
+                uniforms = row_uniforms(keys, params.max_new_tokens).to(drawn.ids.device)
+                out = self._decode([prompts[i] for i in chunk], per_prompt, params, uniforms, advance)
+                drawn.ids[rows], drawn.logprobs[rows], drawn.sampler_logprobs[rows] = out[:3]
+                drawn.lengths[rows], drawn.ended[rows], drawn.inserted[rows] = out[3:]
         return sampled_rollouts(self.model, examples, prompts, per_prompt, drawn, self.version)
 
-    def _decode(self, prompts: list[list[int]], per_prompt: int, params: SamplingParams, uniforms: Tensor):
-        """Of one chunk: ids, log-probabilities under policy and sampler [B, C], lengths [B], and whether rows ended themselves [B]."""
+    def _decode(self, prompts: list[list[int]], per_prompt: int, params: SamplingParams, uniforms: Tensor, advance: Advance):
+        """Of one chunk: ids, log-probabilities under policy and sampler [B, C], lengths [B], whether rows ended themselves [B], and
+        which tokens were inserted [B, C]."""
         model, rows = self.model, len(prompts) * per_prompt
         stopping = Stopping(model, params)
+        insertions = Insertions(Calculator(model.tokenizer)) if params.calculator else None
         hidden, state = model.begin(*encode_prompts(model, prompts), params.max_new_tokens)
         if per_prompt > 1:
             hidden = hidden.repeat_interleave(per_prompt, dim=0)
@@ -83,20 +89,28 @@ class InProcessSampler:
         ids = torch.full((rows, params.max_new_tokens), pad, device=hidden.device)
         logprobs = torch.zeros(ids.shape, device=hidden.device)
         sampler_logprobs = torch.zeros(ids.shape, device=hidden.device)
+        inserted = torch.zeros(ids.shape, dtype=torch.bool, device=hidden.device)
         lengths = torch.full((rows,), params.max_new_tokens, device=hidden.device)
         alive = torch.arange(rows, device=hidden.device)
         ended = torch.zeros(rows, dtype=torch.bool, device=hidden.device)
         whole = torch.zeros(rows, dtype=torch.bool, device=hidden.device)
         for position in range(params.max_new_tokens):
-            tokens, policy, sampler = draw(
-                logits_of(hidden, head), uniforms[alive, position], params, stopping.banned(position), consume=True
-            )
+            logits = logits_of(hidden, head)
+            due = None if insertions is None else insertions.due(alive, logits)
+            tokens, policy, sampler = draw(logits, uniforms[alive, position], params, stopping.banned(position), consume=True)
+            if due is not None:
+                places = due.places
+                tokens[places], policy[places], sampler[places] = due.tokens, due.logprobs, 0.0
+                inserted[alive[places], position] = ~ended[places]
             running = alive[~ended]
             ids[running, position] = tokens[~ended]
             logprobs[running, position], sampler_logprobs[running, position] = policy[~ended], sampler[~ended]
+            advance(rows, len(running))
             ending = stopping.ending(ids[alive], position, tokens) & ~ended
             lengths[alive[ending]], whole[alive[ending]] = position + 1, True
             ended = ended | ending
+            if insertions is not None:
+                insertions.look(alive, ids[alive], position)
             if bool(ended.all()) or position + 1 == params.max_new_tokens:
                 break
             if int(ended.sum()) * 8 >= len(ended):  # taking rows out copies the cache once: wait until an eighth has ended
@@ -104,7 +118,8 @@ class InProcessSampler:
                 state.select(keep)
                 alive, tokens, ended = alive[keep], tokens[keep], ended[keep]
             hidden = model.advance(tokens, state)
-        return ids, logprobs, sampler_logprobs, lengths, whole
+        advance(rows * (params.max_new_tokens - position - 1), 0)
+        return ids, logprobs, sampler_logprobs, lengths, whole, inserted
 
 
 @dataclass(frozen=True)
@@ -121,6 +136,8 @@ class Drawn:
     """[B, C] fp32 under the untruncated policy"""
     sampler_logprobs: Tensor
     """[B, C] fp32 under the distribution really sampled from"""
+    inserted: Tensor
+    """[B, C] bool: not drawn, but put there by the calculator"""
 
 
 def empty_rows(model: LanguageModel, rows: int, width: int, device: torch.device | None = None) -> Drawn:
@@ -133,6 +150,7 @@ def empty_rows(model: LanguageModel, rows: int, width: int, device: torch.device
         ended=torch.zeros(rows, dtype=torch.bool, device=device),
         logprobs=torch.zeros(rows, width, device=device),
         sampler_logprobs=torch.zeros(rows, width, device=device),
+        inserted=torch.zeros(rows, width, dtype=torch.bool, device=device),
     )
 
 
@@ -157,6 +175,7 @@ def sampled_rollouts(
         group=torch.tensor([example.key for example in rows], dtype=torch.long, device=device),
         version=torch.full((len(rows),), version, device=device),
         ended=drawn.ended,
+        inserted=drawn.inserted[:, :width],
         texts=decode(model, drawn.ids[:, :width], mask),
     )
 
@@ -194,6 +213,7 @@ def given_rollouts(
         group=torch.tensor([e.key for e in examples], device=ids.device),
         version=torch.full((len(rows),), version, device=ids.device),
         ended=torch.tensor(ended, dtype=torch.bool, device=ids.device),
+        inserted=torch.zeros_like(mask),
         texts=decode(model, ids, mask),
     )
 

@@ -1,7 +1,8 @@
 """A calculator for ``<<48+24=72>>`` marks (Cobbe et al. 2021), applied to finished answers.
 
-GSM8K's own calculator stops at ``=`` while an answer is sampled and writes the result, so that what comes later is conditioned on it. This
-one works afterwards: it corrects results, and later uses of a corrected result as a number, but not decisions that rested on it.
+GSM8K's own calculator stops at ``=`` while an answer is sampled and writes the result, so that what comes later is conditioned on it
+(``gkd_rl.rollout.calculator``). This one works afterwards: it corrects results, and later uses of a corrected result as a number, but not
+decisions that rested on it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+from gkd_rl.rollout.calculator import result_of
 from reward_models.arithmetic import ArithmeticVerifier
-from reward_models.expressions import NotAnExpressionError, evaluate_prefix, tokens_of
 from reward_models.text import completion_text
 
 _MARK = re.compile(r"<<([^<>=]{1,100})=([^<>=]{0,40})>>")
@@ -37,7 +38,7 @@ def recompute(text: str) -> str:
     done, rest = "", text
     while found := _MARK.search(rest):
         expression, said = found.groups()
-        value = _decimal(expression)
+        value = result_of(expression)
         done, rest = done + rest[: found.start()], rest[found.end() :]
         if value is None or _same(value, said):
             done += found.group()
@@ -57,24 +58,6 @@ class CalculatedVerifier:
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """One reward for each completion; errors as ``ArithmeticVerifier``."""
         return self.verifier(prompts, [recompute(completion_text(completion)) for completion in completions], **columns)
-
-
-def _decimal(expression: str) -> str | None:
-    """The value as digits, None where it cannot be read whole or has no finite decimal form."""
-    tokens = tokens_of(expression)
-    try:
-        value, end = evaluate_prefix(tokens)
-    except NotAnExpressionError:
-        return None
-    if value is None or end < len(tokens):
-        return None
-    if value.denominator == 1:
-        return str(value.numerator)
-    places = next((n for n in range(1, 13) if (value * 10**n).denominator == 1), None)
-    if places is None:
-        return None
-    digits = f"{abs(value.numerator) * 10**places // value.denominator:0{places + 1}d}"
-    return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"
 
 
 def _same(one: str, other: str) -> bool:

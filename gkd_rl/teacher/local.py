@@ -20,6 +20,7 @@ from gkd_rl.models.placement import placed
 from gkd_rl.objective.head import in_fp32, logits_of
 from gkd_rl.objective.numerics import log_probs
 from gkd_rl.processes import Processes
+from gkd_rl.progress import progress
 from gkd_rl.rollout.rows import lengths, take
 from gkd_rl.teacher.sharded import Shards
 from gkd_rl.types import Head, Heads, HiddenScores, Rollouts, TeacherScores, TopKScores
@@ -78,10 +79,12 @@ class LocalTeacher:
         cuts = self._cuts(order, (prompt + completion)[order])
         surplus = 0 if self.shards is None else self.shards.surplus(len(cuts))
         with placed(self.model, self.device), without_lora(self.model.module) if self.under_adapter else nullcontext():
-            for rows in cuts:
-                part = take(rollouts, rows)
-                states = self._states(part)
-                hidden[rows, : states.shape[1]] = states * part.completion_mask[..., None]
+            with progress("teacher", len(order), "rows") as advance:
+                for rows in cuts:
+                    part = take(rollouts, rows)
+                    states = self._states(part)
+                    hidden[rows, : states.shape[1]] = states * part.completion_mask[..., None]
+                    advance(len(rows))
             for _ in range(surplus):
                 assert self.shards is not None
                 self.shards.run_empty()

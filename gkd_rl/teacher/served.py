@@ -19,6 +19,7 @@ import torch
 
 from gkd_rl.config.run import TeacherConfig
 from gkd_rl.errors import UserError
+from gkd_rl.progress import progress
 from gkd_rl.teacher.answers import BadAnswer, Position, rows_of
 from gkd_rl.types import Rollouts, TopKScores
 from reward_models.http_json import is_refusal, post, reason, wait_before
@@ -79,7 +80,11 @@ class ServedTeacher:
 
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
             try:
-                answers = [row for rows in pool.map(ask, cuts) for row in rows]
+                answers = []
+                with progress("teacher", len(sent), "rows") as advance:
+                    for rows in pool.map(ask, cuts):
+                        answers += rows
+                        advance(len(rows))
             finally:
                 stop.set()
         if failures:

@@ -80,6 +80,7 @@ class Enumeration:
             group=torch.zeros(count, dtype=torch.long),
             version=torch.zeros(count, dtype=torch.long),
             ended=torch.ones(count, dtype=torch.bool),
+            inserted=torch.zeros_like(mask),
         )
         scores = LocalTeacher(self.teacher, 10_000).score(rollouts)
         zeros = torch.zeros(count, dtype=torch.float64)

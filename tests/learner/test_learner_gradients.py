@@ -167,6 +167,7 @@ def _padded(e: Experience, left: int, right: int, pad: int) -> Experience:
         completion_mask=wider(r.completion_mask, False, 0, right),
         logprobs=wider(r.logprobs, torch.nan, 0, right),
         sampler_logprobs=wider(r.sampler_logprobs, torch.nan, 0, right),
+        inserted=wider(r.inserted, True, 0, right),
     )
     return replace(e, rollouts=rollouts, teacher=teacher)
 

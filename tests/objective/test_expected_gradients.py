@@ -128,6 +128,15 @@ def test_k1_as_advantage_without_discount_estimates_the_reverse_kl_of_answers(ob
 
 
 @both
+@pytest.mark.parametrize("average", [False, True])
+def test_a_tokens_own_divergence_and_later_log_ratios_estimate_the_reverse_kl_of_answers(objective, average):
+    """With two tokens there is one later one at most, so that mean and sum are the same."""
+    divergence = DivergenceConfig(kind="reverse_kl", use="both", discount=1.0, average=average)
+    torch.testing.assert_close(expected(objective, ObjectiveConfig(divergence=divergence), divergence=1.0), SEQUENCE_REVERSE)
+    assert (SEQUENCE_REVERSE - REVERSE).abs().max() > 0.03
+
+
+@both
 def test_k2_as_loss_estimates_the_reverse_kl_and_k3_the_forward_kl(objective):
     k2 = ObjectiveConfig(divergence=DivergenceConfig(kind="reverse_kl", estimator="k2"))
     k3 = ObjectiveConfig(divergence=DivergenceConfig(kind="forward_kl", estimator="k3"))

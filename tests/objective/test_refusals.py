@@ -28,6 +28,7 @@ def check(*overrides: str, **situation) -> None:
 K1_ADVANTAGE = ("divergence.kind=reverse_kl", "divergence.estimator=k1", "divergence.use=advantage")
 
 FORWARD = "divergence.kind=forward_kl"
+BOTH = ("divergence.kind=reverse_kl", "divergence.use=both")
 TOP_4 = ("divergence.estimator=top_k", "divergence.top_k=4")
 
 ACCEPTED = [
@@ -37,6 +38,8 @@ ACCEPTED = [
     ("divergence.kind=gjsd", "divergence.beta=0", "divergence.rescale=true"),
     K1_ADVANTAGE,
     (*K1_ADVANTAGE, "divergence.discount=0.9"),
+    (*K1_ADVANTAGE, "divergence.discount=1", "divergence.average=true"),
+    ("divergence.kind=reverse_kl", "divergence.use=both", "divergence.discount=1"),
     ("divergence.kind=reverse_kl", "divergence.estimator=k2"),
     ("divergence.kind=forward_kl", "divergence.estimator=k3"),
     ("divergence.estimator=top_k", "divergence.tail=renormalise"),
@@ -70,6 +73,14 @@ REFUSED = [
     (("alpha=0.5", "divergence.temperature=2", "gate.kind=sign_agreement"), {}, "tokens are drawn at temperature 1"),
     (("alpha=0.5", "divergence.temperature=2", "surrogate.teacher_in_ratio=0.5"), {}, "tokens are drawn at temperature 1"),
     (("divergence.discount=0.5",), {}, "discount needs estimator 'k1'"),
+    ((*K1_ADVANTAGE, "divergence.average=true"), {}, "average is about the sum over later tokens, which needs a discount"),
+    (("divergence.use=both", "divergence.discount=1"), {}, "is the gradient of the reverse KL of whole sequences"),
+    ((*BOTH, "divergence.estimator=k1", "divergence.discount=1"), {}, "kind=reverse_kl, estimator=full"),
+    (BOTH, {}, "sums log-ratios over later tokens, and objective.divergence.discount is 0"),
+    ((*BOTH, "divergence.discount=1", "divergence.temperature=2"), {}, "tokens are drawn at temperature 1"),
+    ((*BOTH, "divergence.discount=1"), {"on_policy_share": 0.5}, "assumes tokens sampled from the policy"),
+    ((*BOTH, "divergence.discount=1"), {"other_tokenizer": True}, "use 'both' needs the teacher's probability of each sampled token"),
+    ((*BOTH, "divergence.discount=1", "surrogate.ratio=none"), {"passes": 2}, "biased from the second of 2 passes"),
     (("divergence.estimator=top_k", "divergence.tail=drop"), {}, "drain the kept tokens"),
     (("divergence.estimator=top_k", "divergence.top_k=0"), {}, "too few tokens"),
     (("divergence.estimator=top_k", "divergence.tail=renormalise", "divergence.top_k=1"), {}, "too few tokens"),
@@ -96,6 +107,7 @@ REFUSED = [
     (("alpha_schedule.kind=linear", "alpha_schedule.end=0", "alpha_schedule.steps=0"), {}, "at least 1"),
     (("alpha_schedule.kind=linear", "alpha_schedule.end=0", "alpha_schedule.start_step=-1"), {}, "at least 0"),
     (("alpha_schedule.kind=plateau", "alpha_schedule.end=0", "alpha_schedule.patience=0"), {}, "patience ≥ 1"),
+    (("alpha_schedule.kind=adaptive", "alpha_schedule.end=0"), {}, "moves the share of sampled rows alone"),
     (("reward_schedule.kind=linear", "reward_schedule.end=1"), {}, "which is not set"),
     (
         ("reward_weight=1", "divergence_weight=1", "alpha_schedule.kind=linear", "alpha_schedule.end=0"),

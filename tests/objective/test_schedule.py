@@ -49,6 +49,16 @@ def test_plateau_waits_for_patience_evaluations_without_a_new_best():
     assert has_plateaued([0.1, 0.15, 0.2, 0.25], patience=2, min_gain=0.2)
 
 
+def test_an_adaptive_value_grows_each_time_the_loss_has_risen_since_it_last_grew():
+    losses = [1.0, 1.05, 0.5, 1.125, 1.2, 1.25, 0.9, 1.375, 9.0, 9.0, 9.5]
+    config = ScheduleConfig("adaptive", end=0.55, increment=0.125, tolerance=0.125)
+    seen = [value_at(0.25, config, 3, 10, ScoreHistory(losses=losses[:n])) for n in range(len(losses) + 1)]
+    assert seen == [0.25] * 4 + [0.375] * 2 + [0.5] + [0.5] + [0.55] * 4
+    strict = ScheduleConfig("adaptive", end=1.0, increment=0.125, tolerance=0.0)
+    assert value_at(0.25, strict, 0, 10, ScoreHistory(losses=[1.0, 1.0, 0.99])) == 0.375, "as high as before is risen by 0"
+    assert value_at(0.25, strict, 0, 10) == 0.25
+
+
 def test_plateau_distils_and_then_hands_over_to_the_reward_for_good():
     config = ObjectiveConfig(alpha=1.0, alpha_schedule=ScheduleConfig("plateau", end=0.0, patience=1))
     history = ScoreHistory()
@@ -63,9 +73,11 @@ def test_a_restored_history_goes_on_where_the_saved_one_stopped():
     history = ScoreHistory()
     for score in (0.2, 0.1):
         history.observe(score)
+    history.losses.append(1.25)
     saved = history.state_dict()
     history.observe(0.9)
+    history.losses.append(2.0)
     restored = ScoreHistory()
     restored.load_state_dict(saved)
-    assert restored.scores == [0.2, 0.1]
-    assert saved == {"scores": [0.2, 0.1]}
+    assert restored == ScoreHistory([0.2, 0.1], [1.25])
+    assert saved == {"scores": [0.2, 0.1], "losses": [1.25]}

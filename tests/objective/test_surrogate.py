@@ -10,7 +10,7 @@ from token_batches import logits_batch
 
 from gkd_rl.config.objective import CorrectionConfig, DivergenceConfig, ObjectiveConfig, SurrogateConfig
 from gkd_rl.objective import unified_objective
-from gkd_rl.objective.sampled import discounted_sum, k2, k3
+from gkd_rl.objective.sampled import discounted_sum, k2, k3, later_log_ratios
 from gkd_rl.objective.surrogate import clipped_surrogate, sampler_weights
 from gkd_rl.types import GlobalCounts
 
@@ -125,6 +125,24 @@ def test_sampled_estimates_by_hand():
     log_ratio = torch.tensor([0.0, math.log(2), -math.log(2)])
     assert k2(log_ratio).tolist() == pytest.approx([0, 0.240227, 0.240227], abs=1e-6)
     assert k3(log_ratio).tolist() == pytest.approx([0, 1 - math.log(2), -0.5 + math.log(2)])
+
+
+@pytest.mark.parametrize(
+    ("use", "discount", "average", "expected"),
+    [
+        ("advantage", 1.0, False, [7, 6, 4, 24, 16]),
+        ("advantage", 1.0, True, [7 / 3, 3, 4, 12, 16]),
+        ("both", 1.0, False, [6, 4, 0, 16, 0]),
+        ("both", 1.0, True, [3, 4, 0, 16, 0]),
+        ("both", 0.5, False, [2, 2, 0, 8, 0]),
+        ("both", 0.5, True, [8 / 3, 4, 0, 16, 0]),
+    ],
+)
+def test_later_log_ratios_are_summed_or_averaged_with_or_without_the_tokens_own(use, discount, average, expected):
+    ratios, index = torch.tensor([1.0, 2, 4, 8, 16]), torch.tensor([0, 0, 0, 1, 1])
+    config = DivergenceConfig("reverse_kl", use=use, discount=discount, average=average)
+    torch.testing.assert_close(later_log_ratios(ratios, index, config), torch.tensor(expected, dtype=torch.float32))
+    assert later_log_ratios(torch.zeros(0), torch.zeros(0, dtype=torch.int64), config).tolist() == []
 
 
 def test_discounted_sums_stay_within_their_sequence():

@@ -89,7 +89,8 @@ def _of_sizes(sizes: list[tuple[int, int]]) -> Experience:
     zeros, count = torch.zeros(ids.shape), len(sizes)
     number = torch.arange(count)
     on_policy = torch.ones(count, dtype=torch.bool)
-    rollouts = Rollouts((Example("a"),) * count, prompt_ids, prompt_mask, ids, mask, zeros, zeros, on_policy, number, number, on_policy)
+    tensors = prompt_ids, prompt_mask, ids, mask, zeros, zeros, on_policy, number, number, on_policy, torch.zeros_like(mask)
+    rollouts = Rollouts((Example("a"),) * count, *tensors)
     return Experience(rollouts, torch.zeros(count), {}, torch.zeros(count))
 
 

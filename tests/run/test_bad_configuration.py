@@ -148,6 +148,14 @@ def test_an_impossible_combination_is_refused_with_its_reason(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("text", "overrides"), [("watch: {action: off}", []), ("max_steps: 3", ["watch.action=off"])])
+def test_off_is_a_word_where_it_is_a_choice(tmp_path: Path, text: str, overrides: list[str]) -> None:
+    from gkd_rl.config.load import load_config
+
+    (tmp_path / "a.yaml").write_text(text + "\n")
+    assert load_config(tmp_path / "a.yaml", overrides).watch.action == "off"
+
+
 def test_mappings_of_free_form_are_replaced_as_a_whole_and_extended_by_dotted_keys(tmp_path: Path) -> None:
     from gkd_rl.config.load import load_config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,45 @@ def test_completions_of_seqkd_are_the_teachers_and_its_likeliest(trained) -> Non
     assert right > 0.8 * len(rows)
 
 
-def test_the_share_of_the_students_rows_rises_in_distillm(trained) -> None:
-    folder = trained("distillm", "max_steps=4", "rollout.prompts_per_step=40")
+LINE = "rollout.on_policy_schedule={kind: linear, end: 1}"
+
+
+def test_the_share_of_the_students_rows_rises_along_a_line(trained) -> None:
+    folder = trained("distillm", "max_steps=4", "rollout.prompts_per_step=40", "rollout.on_policy_share=0.1", LINE)
     shares = [[row["on_policy"] for row in rows_of(folder / "rollouts.jsonl") if row["step"] == step] for step in range(1, 5)]
     own = [sum(of_step) / len(of_step) for of_step in shares]
     assert own[0] < 0.4 and own[3] == 1.0 and own[0] < own[1] < own[2] < own[3]
+
+
+RISING = ("optimizer.lr=0.05", "optimizer.warmup_steps=0", "evaluation.every=1", "evaluation.during_examples=4")
+"""Large enough for every update to harm."""
+
+
+def test_the_share_of_distillm_grows_when_the_loss_on_the_dataset_rises(trained) -> None:
+    folder = trained("distillm", "max_steps=5", "rollout.prompts_per_step=40", *RISING)
+    metrics = rows_of(folder / "metrics.jsonl")
+    losses, shares = [row.get("eval_dataset_loss") for row in metrics], [row["on_policy_share"] for row in metrics]
+    assert losses[0] > 3 and losses[-1] is None, "there is no evaluation during training behind the last step"
+    last, expected = 0.0, [0.01]
+    for loss in losses[:-1]:
+        risen = loss >= last + 0.1
+        last, expected = (loss, [*expected, expected[-1] + 0.1]) if risen else (last, [*expected, expected[-1]])
+    assert shares == pytest.approx(expected) and shares[-1] > 0.1
+    drawn = [sum(row["on_policy"] for row in rows_of(folder / "rollouts.jsonl") if row["step"] == step) / 40 for step in range(1, 6)]
+    assert drawn == pytest.approx(shares, abs=0.2) and drawn[-1] > drawn[0]
+
+
+def test_a_run_that_goes_on_has_the_share_that_it_would_have_had(trained) -> None:
+    """Cut off behind its third step, where the share has grown and is about to grow again."""
+    settings = ("distillm", "max_steps=5", "rollout.prompts_per_step=20", "checkpoint.every=3", *RISING)
+    folder = trained(*settings)
+    logs = {name: (folder / name).read_bytes() for name in ("metrics.jsonl", "rollouts.jsonl")}
+    shutil.rmtree(folder / "checkpoints" / "step-00000005")
+    (folder / "summary.json").unlink()
+    trained(*settings, "resume=auto")
+    assert {name: (folder / name).read_bytes() for name in logs} == logs
+    shares = [row["on_policy_share"] for row in rows_of(folder / "metrics.jsonl")]
+    assert shares[0] < shares[2] < shares[4]
 
 
 def test_the_second_phase_begins_where_the_score_stops_rising(trained) -> None:
@@ -107,6 +142,18 @@ def test_the_second_phase_begins_where_the_score_stops_rising(trained) -> None:
         (
             ("rollout.on_policy_share=0.5", "rollout.on_policy_schedule={kind: plateau, end: 1}", "rollout.overlap=true"),
             "kind 'plateau' waits for evaluations, which rollout.overlap samples ahead of",
+        ),
+        (
+            ("rollout.on_policy_share=0.5", "rollout.on_policy_schedule={kind: adaptive, end: 1}", "evaluation.every=0"),
+            "kind 'adaptive' goes by evaluations and evaluation.every is 0, so the share would never move; set it above 0",
+        ),
+        (
+            ("rollout.on_policy_share=0.5", "rollout.on_policy_schedule={kind: adaptive, end: 0.4}"),
+            "only lets the share grow and end=0.4 is below it",
+        ),
+        (
+            ("rollout.on_policy_share=0.5", "rollout.on_policy_schedule={kind: adaptive, end: 1, increment: 0}"),
+            "rollout.on_policy_schedule needs increment > 0 and tolerance ≥ 0.",
         ),
     ],
 )

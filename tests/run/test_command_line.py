@@ -41,7 +41,7 @@ def _cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("evaluate",), ("sft",), ("ablate",), ("grade",)])
+@pytest.mark.parametrize("command", [(), ("train",), ("evaluate",), ("sft",), ("ablate",), ("grade",), ("report",)])
 def test_help_answers_at_once(quick, command: tuple[str, ...]) -> None:
     status, out, err = quick(*command, "--help")
     assert status == 0 and err == ""

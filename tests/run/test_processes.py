@@ -18,7 +18,8 @@ SAME = ["max_steps=3", "rollout.updates_per_pass=1", "evaluation.every=2"]
 def two(run: Callable[..., Outcome], arithmetic: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """A run of two processes at ZeRO stage 2."""
     folder = tmp_path_factory.mktemp("two") / "run"
-    return folder, run("train", arithmetic, f"run_dir={folder}", "engine.zero_stage=2", *SAME, launcher=torchrun())
+    settings = [f"run_dir={folder}", "engine.zero_stage=2", "trackers=[tensorboard]", *SAME]
+    return folder, run("train", arithmetic, *settings, launcher=torchrun())
 
 
 @pytest.fixture
@@ -51,6 +52,7 @@ def test_only_one_of_two_processes_speaks_and_writes(two: tuple[Path, Outcome]) 
     assert outcome.out.count("greedy accuracy") == 1
     assert outcome.out.count(str(folder / "curves.png")) == 1
     assert len(rows_of(folder / "metrics.jsonl")) == len(rows_of(folder / "timings.jsonl")) == 3
+    assert len(list((folder / "tensorboard").glob("events.*"))) == 1 and "tracker" not in outcome.out
     assert {file.name for file in (folder / "checkpoints" / "step-00000003").glob("buffer-*.pt")} == {"buffer-0.pt", "buffer-1.pt"}
 
 
