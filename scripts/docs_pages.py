@@ -1,4 +1,4 @@
-"""Pages of the documentation that are made when it is built: the start page from the README, and the reference of every configuration key.
+"""Pages of the documentation that are made when it is built: the start page from the README, the notebook, and the reference of every key.
 
 A hook of MkDocs (``mkdocs.yml``); ``python scripts/docs_pages.py`` prints the reference.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import json
 import re
 import sys
 import textwrap
@@ -21,6 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 from gkd_rl.config.reward_model import RewardModelConfig  # noqa: E402
 from gkd_rl.config.run import Config, RequirementConfig, RewardConfig, TeacherConfig  # noqa: E402
+
+NOTEBOOK = ROOT / "docs" / "notebooks" / "first-run.ipynb"
 
 HEAD = """# Configuration
 
@@ -97,11 +100,20 @@ def start_page() -> str:
     return re.sub(r"\]\((?!https?:|#)(?=[A-Z]+(?:\.md)?\))[^)]*\)", "]", text)
 
 
+def notebook_page() -> str:
+    """The notebook's cells as a page."""
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    texts = [("".join(cell["source"]), cell["cell_type"] == "code") for cell in cells]
+    body = [f"```python\n{text}\n```" if is_code else text for text, is_code in texts]
+    return "\n\n".join([*body, f"[The notebook]({NOTEBOOK.name}), to be run from a clone of the repository."])
+
+
 def on_files(files: Any, config: Any) -> Any:
-    """MkDocs' hook: adds both pages."""
+    """MkDocs' hook: adds these pages."""
     from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
 
-    for name, content in (("index.md", start_page()), ("configuration.md", reference())):
+    made = {"index.md": start_page(), "configuration.md": reference(), "notebooks/first-run.md": notebook_page()}
+    for name, content in made.items():
         files.append(File.generated(config, name, content=content))
     return files
 

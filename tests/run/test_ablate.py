@@ -137,7 +137,7 @@ def test_runs_are_submitted_as_jobs_and_one_that_fails_is_reported(ablated, cli,
     assert [Path(row["run_dir"]).name for row in _rows(folder)] == [*NAMES[:2], NAMES[3]]
     assert (folder / NAMES[3] / "metrics.jsonl").read_bytes() == (ablated[0] / NAMES[3] / "metrics.jsonl").read_bytes()
     jobs = json.loads((folder / "jobs" / "jobs.json").read_text())
-    assert list(jobs) == NAMES[2:] and jobs[NAMES[3]]["command"][-5:-3] == ["objective.alpha=1", "seed=1"]
+    assert list(jobs) == NAMES[2:] and jobs[NAMES[3]]["command"][-4:-2] == ["objective.alpha=1", "seed=1"]
 
 
 def test_runs_that_share_their_first_batch_are_those_that_sample_it_themselves(ablated, cli, small: Path, tmp_path: Path) -> None:
