@@ -6,8 +6,8 @@
 
 Every run begins from the same student, which is made first (minutes). Each gets as many steps as its plan (``gkd-rl train --dry-run``)
 says the budget pays for; the page gives what the runs themselves counted of generation, teacher and student. A run that is there is not
-repeated, one that was cut off continues. The teacher's answers that ``seqkd`` and ``f_distill`` learn from are sampled once and shared by
-the seeds; the work of writing them is part of each run's budget all the same.
+repeated, one that was cut off continues. The work of writing the teacher's answers, which ``seqkd`` and ``f_distill`` learn from, is part of
+their budget.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def run(arm: Arm, seed: int, place: Place) -> bool:
         settings = [*arm.overrides(str(place.student), place.peer(arm), steps_for(arm, place)), f"seed={seed}", "resume=auto"]
         settings += [f"run_dir={folder / 'run'}", f"engine.threads={place.threads}"]
         if load_config(arm.path).rollout.completions == "teacher":
-            settings.append(f"rollout.completions_dir={folder.parent / f'{arm.name}-completions'}")
+            settings.append(f"rollout.completions_dir={folder / 'completions'}")
         if not _call(folder, "-m", "gkd_rl", "train", str(arm.path), *settings):
             return False
     (folder / "run" / UNCOUNTED).write_text(json.dumps({"teacher_flops_per_step": arm.taught * teacher_flops(place)}) + "\n")

@@ -124,14 +124,15 @@ def test_runs_made_with_other_settings_are_not_taken_for_these(ablated, cli, sma
     assert "every run failed; the first one ended with" in outcome.err and "holds a run with optimizer.lr=0.001, not 0.5" in outcome.err
 
 
-def test_runs_are_submitted_as_jobs_and_one_that_fails_is_reported(ablated, cli, small: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_runs_are_submitted_as_jobs_and_one_that_fails_is_reported(ablated, run, small: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(ablated[0], tmp_path / "sweep")
     for name in NAMES[2:]:
         shutil.rmtree(folder / name)
         (folder / name).mkdir()
     with (folder / NAMES[2] / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        outcome = cli("ablate", small, f"run_dir={folder}", *GRID, "--slurm", "cluster=local,timeout_min=5")
+        outcome = run("ablate", small, f"run_dir={folder}", *GRID, "--slurm", "cluster=local,timeout_min=5")
     assert outcome.status == 1, outcome.err
     assert f"failed     alpha=1 seed=0: gkd-rl: run_dir {folder / NAMES[2]} is in use by another run" in outcome.out
     assert [Path(row["run_dir"]).name for row in _rows(folder)] == [*NAMES[:2], NAMES[3]]
@@ -140,9 +141,10 @@ def test_runs_are_submitted_as_jobs_and_one_that_fails_is_reported(ablated, cli,
     assert list(jobs) == NAMES[2:] and jobs[NAMES[3]]["command"][-4:-2] == ["objective.alpha=1", "seed=1"]
 
 
-def test_runs_that_share_their_first_batch_are_those_that_sample_it_themselves(ablated, cli, small: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_runs_that_share_their_first_batch_are_those_that_sample_it_themselves(ablated, run, small: Path, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    outcome = cli("ablate", "--share-rollouts", small, f"run_dir={sweep}", *GRID, "ablation.seeds=[1]")
+    outcome = run("ablate", "--share-rollouts", small, f"run_dir={sweep}", *GRID, "ablation.seeds=[1]")
     assert outcome.status == 0, outcome.err
     assert [path.name for path in (sweep / "first-batches").glob("*.pt")] == ["seed-1.pt"]
     for name in (NAMES[1], NAMES[3]):
