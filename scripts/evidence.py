@@ -6,8 +6,8 @@
 
 Every run begins from the same student, which is made first (minutes). Each gets as many steps as its plan (``gkd-rl train --dry-run``)
 says the budget pays for; the page gives what the runs themselves counted of generation, teacher and student. A run that is there is not
-repeated, one that was cut off continues. The work of writing the teacher's answers, which ``seqkd`` and ``f_distill`` learn from, is part of
-their budget.
+repeated, one that was cut off continues. The work of writing the teacher's answers, which ``seqkd`` and ``f_distill`` learn from, is part
+of their budget.
 """
 
 from __future__ import annotations
