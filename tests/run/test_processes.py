@@ -149,7 +149,7 @@ def test_another_number_of_processes_continues_a_run_that_was_cut_up(run, arithm
     half = dtype == "bfloat16"  # of which one rank and two add gradients up otherwise, with or without a cut
     for mine, its in zip(cut, whole, strict=True):
         for name in ("loss", "divergence", "reward", "grad_norm", "length"):
-            tolerance = (0.1 if name in ("loss", "grad_norm") else 0.02) if half else 1e-3
+            tolerance = {"grad_norm": 0.2, "loss": 0.1}.get(name, 0.02) if half else 1e-3
             assert mine[name] == pytest.approx(its[name], rel=tolerance, abs=1e-4), (mine["step"], name)
 
 
