@@ -33,6 +33,7 @@ _LATE = 15.0
 _RULE = "----------------------"
 """Around the trace in submitit's account of a job that raised something."""
 _RECORD = "jobs.json"
+_LOGGING = "SUBMITIT_LOG_LEVEL"
 
 
 @dataclass
@@ -102,8 +103,7 @@ def _number(value: str) -> Any:
 
 def make_executor(settings: Mapping[str, Any], folder: Path) -> Any:
     """submitit's executor, whose files go to ``folder``. Raises ``UserError`` where there is no SLURM, or for a key that it has not."""
-    import submitit
-
+    submitit = _submitit()
     cluster = settings["cluster"]
     given = {key if key in _SHARED else f"slurm_{key}": value for key, value in settings.items() if key != "cluster"}
     try:
@@ -114,6 +114,20 @@ def make_executor(settings: Mapping[str, Any], folder: Path) -> Any:
     except (NameError, ValueError, AssertionError) as error:
         raise UserError(f"--slurm: {str(error).splitlines()[0]}") from None
     return executor
+
+
+def _submitit() -> Any:
+    """The module, whose first import would close every logging handler of this process, with the streams that are theirs, to set up its
+    own; a job's own process still does, for the job's log."""
+    before = os.environ.get(_LOGGING)
+    os.environ[_LOGGING] = "NOCONFIG"
+    try:
+        import submitit
+    finally:
+        del os.environ[_LOGGING]
+        if before is not None:
+            os.environ[_LOGGING] = before
+    return submitit
 
 
 def run_jobs(
@@ -167,7 +181,6 @@ class Queue:
 
 def _job(executor: Any, queue: Queue | None, point: Point, config_path: str, overrides: Sequence[str], folder: Path) -> Any:
     """The point's job: one that waits or runs already, or else a new one."""
-    from submitit import SlurmJob
     from submitit.core.utils import FailedJobError
 
     command = command_of(point, config_path, overrides)
@@ -175,7 +188,7 @@ def _job(executor: Any, queue: Queue | None, point: Point, config_path: str, ove
     known: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
     before = known.get(point.folder.name)
     if queue is not None and before is not None and before["command"] == command:
-        job = SlurmJob(folder, before["job"])
+        job = _submitit().SlurmJob(folder, before["job"])
         if queue.holds(job):
             return job
     empty_log(point)

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +17,20 @@ import pytest
 from gkd_rl.ablation.grid import Point
 from gkd_rl.ablation.jobs import TrainingJob, make_executor, parse_slurm, status_of
 from gkd_rl.ablation.processes import last_words
+
+LOGGING = """
+import logging, os, pathlib, sys
+from gkd_rl.ablation.jobs import make_executor
+folder = pathlib.Path(sys.argv[1])
+class Lines(logging.StreamHandler):
+    def close(self):
+        self.stream.close()
+lines = Lines((folder / "lines").open("w"))
+logging.getLogger().addHandler(lines)
+make_executor({"cluster": "local", "timeout_min": 5}, folder / "jobs")
+assert not lines.stream.closed and "SUBMITIT_LOG_LEVEL" not in os.environ
+logging.getLogger().warning("still here")
+"""
 
 LOCAL = {"cluster": "local", "timeout_min": 5}
 
@@ -74,11 +89,17 @@ def test_what_jobs_cannot_be_submitted_with_is_refused_and_leaves_no_folder(refu
     assert sentence.startswith(said) and not (tmp_path / "sweep").exists()
 
 
-@pytest.mark.skipif(shutil.which("srun") is not None, reason="there is a SLURM here")
-def test_without_slurm_nothing_is_submitted(refused, small: Path, tmp_path: Path) -> None:
+def test_without_slurm_nothing_is_submitted(refused, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_args, **_settings: None)  # there may be a SLURM here
     grid = "ablation.grid={objective.alpha: [0, 1]}"
     said = refused("ablate", small, f"run_dir={tmp_path / 'sweep'}", grid, "--slurm", "timeout_min=5")
     assert "srun" in said and "or say cluster=local" in said and not (tmp_path / "sweep").exists()
+
+
+def test_submitting_leaves_the_logging_of_this_process_alone(tmp_path: Path) -> None:
+    """submitit's import closes the handlers that there are, absl's among them, whose stream may be another's: here, pytest's own."""
+    said = subprocess.run([sys.executable, "-c", LOGGING, str(tmp_path)], capture_output=True, text=True)
+    assert said.stdout == "" and said.stderr == "" and (tmp_path / "lines").read_text() == "still here\n"
 
 
 def test_a_job_that_has_to_end_lets_its_run_keep_its_state_and_the_next_goes_on(tmp_path: Path) -> None:
