@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from accelerate.tracking import TensorBoardTracker
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from workbench import Outcome, check_folder, rows_of
 
+from gkd_rl.config import tracking
 from gkd_rl.config.load import load_config
 from gkd_rl.config.tracking import PACKAGES
 from gkd_rl.tracking.trackers import hyper_parameters
@@ -176,13 +178,12 @@ def test_settings_that_cannot_be_are_refused(refused_run: Callable[..., str], ov
     assert said in refused_run(*overrides)
 
 
-def test_a_tracker_that_is_not_installed_is_refused_before_a_model_is_loaded(refused_run: Callable[..., str]) -> None:
-    from importlib.util import find_spec
-
-    missing = [name for name, (module, _) in PACKAGES.items() if find_spec(module) is None]
-    if not missing:
-        pytest.skip("every tracker is installed here")
-    name, package = missing[0], PACKAGES[missing[0]][1]
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_tracker_that_is_not_installed_is_refused_before_a_model_is_loaded(
+    refused_run: Callable[..., str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    module, package = PACKAGES[name]
+    monkeypatch.setattr(tracking, "find_spec", lambda wanted: None if wanted == module else find_spec(wanted))
     said = refused_run(f"trackers=[{name}]", "student.path=nowhere")
     assert said == f"trackers names {name}, which is not installed; pip install {package}, or leave it out of trackers"
 
