@@ -73,6 +73,9 @@ def build(kind: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0, **change
             else:
                 parameter.add_(noise * 0.1)
     model.tie_weights()
+    if kind == "t5:untied":  # Transformers ties all T5 models but those that are loaded from a file with a head of its own
+        head = torch.randn(model.get_output_embeddings().weight.shape, generator=generator) * 0.5
+        model.get_output_embeddings().weight = torch.nn.Parameter(head)
     return model.eval()
 
 

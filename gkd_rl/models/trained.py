@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from gkd_rl.config.student import StudentConfig
@@ -57,6 +58,10 @@ def skeleton(source: str, where: str, trust_remote_code: bool) -> PreTrainedMode
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with torch.device("meta"):
-            return family.from_config(config, trust_remote_code=trust_remote_code)
+            module = family.from_config(config, trust_remote_code=trust_remote_code)
+            if getattr(config, "scale_decoder_outputs", True) is False:  # T5 1.1, whose files have a head of its own; Transformers ties it
+                head = module.get_output_embeddings()
+                head.weight = nn.Parameter(torch.empty_like(head.weight))
+        return module
     except (OSError, ValueError) as error:
         raise UserError(f"{where}: {source} could not be loaded: {str(error).strip().splitlines()[0]}") from None

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import build, letters, save
 from workbench import Models, load, rows_of
 
 from gkd_rl.config.run import Config
+from gkd_rl.models.language_model import load_language_model
 from gkd_rl.models.trained import mark_trained
 from gkd_rl.plan.memory import rank_memory, trained_memory
 from gkd_rl.plan.sizes import ModelSize, student_size
@@ -188,6 +190,19 @@ def test_settings_that_save_memory_save_it_in_the_plan() -> None:
     config.rollout.overlap, config.objective.surrogate.reference_kl_weight, config.teacher.top_k = True, 0.1, 5
     assert parts(config)["copies of the student"] == 2 * 4 * P
     assert parts(config)["teacher's scores in the buffer"] == 20 * 64 * 5 * 12
+
+
+@pytest.mark.parametrize("kind", ["t5", "t5:untied", "llama:untied"])
+def test_a_head_of_its_own_is_counted(tmp_path: Path, kind: str) -> None:
+    """Transformers ties the head of every T5 that it makes of a configuration, T5 1.1 included, whose files have one."""
+    tokenizer = letters(12)
+    config = Config()
+    config.student.path = str(save(build(kind, tokenizer), tokenizer, tmp_path))
+    loaded = load_language_model(config.student.path, "student.path")
+    assert student_size(config.student).parameters == loaded.parameters
+    config.student.freeze = ["lm_head.*"]
+    mark_trained(loaded.module, config.student, 0)
+    assert student_size(config.student).trained == loaded.trained_parameters < loaded.parameters
 
 
 @pytest.mark.parametrize("family", ["student", "t5_student"])
