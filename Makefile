@@ -65,9 +65,11 @@ format: setup
 models: setup
 	$(BIN)/python scripts/build_embedded_models.py
 
-# Every method with three seeds at equal arithmetic: two to three hours on two cores. What is there is not repeated.
+# Every method with three seeds at equal arithmetic: hours on two cores. What is there is not repeated.
 evidence: setup
+	@test -n "$$GKD_RL_DATA" || echo "GKD_RL_DATA is not set: the texts that it has, for evidence-text, are left out"
 	$(BIN)/python scripts/evidence.py
+	@test -z "$$GKD_RL_DATA" || $(MAKE) --no-print-directory evidence-text
 
 evidence-text: setup
 	$(BIN)/python scripts/evidence_text.py

@@ -63,8 +63,10 @@ class Study:
     student_steps: int
     teraflops: float
     """of one run, generation, teacher and student together"""
-    copying_steps: tuple[int, int] = (0, 0)
-    """of teacher and student on leading sentences (``text_rows.leading_sentences``), before those on the task's rows"""
+    easier: Callable[[list[text_rows.Row]], list[text_rows.Row]]
+    """from training rows those on which a decoder learns to copy what it attends to"""
+    easier_steps: tuple[int, int]
+    """of teacher and student on these, before those on the task's rows"""
 
 
 TRANSLATION = Study(
@@ -77,9 +79,11 @@ TRANSLATION = Study(
     prompt=40,
     answer=40,
     reward="chrf",
-    teacher_steps=1100,
-    student_steps=120,
-    teraflops=0.6,
+    teacher_steps=4500,
+    student_steps=300,
+    teraflops=2.0,
+    easier=text_rows.with_copied_targets,
+    easier_steps=(3000, 0),
 )
 SUMMARIZATION = Study(
     name="summarization",
@@ -91,10 +95,11 @@ SUMMARIZATION = Study(
     prompt=96,
     answer=40,
     reward="rouge2",
-    teacher_steps=200,
-    student_steps=60,
-    teraflops=0.6,
-    copying_steps=(500, 60),
+    teacher_steps=600,
+    student_steps=100,
+    teraflops=2.0,
+    easier=text_rows.leading_sentences,
+    easier_steps=(2000, 300),
 )
 STUDIES = {study.name: study for study in (TRANSLATION, SUMMARIZATION)}
 
@@ -146,8 +151,7 @@ def prepare(study: Study, folder: Path, data: Path, shorten: float) -> None:
         text_models.fit_tokenizer(text_rows.texts(rows["train"]), text_models.VOCABULARY).save_pretrained(folder / "tokenizer")
         fitting = {number for number, _ in _pairs(study, folder, "all/train")}
         rows["train"] = [row for number, row in enumerate(rows["train"]) if number in fitting]
-        if any(study.copying_steps):
-            rows["copying"] = text_rows.leading_sentences(rows["train"][WATCHED:])
+        rows["easier"] = study.easier(rows["train"][WATCHED:])
         text_rows.write(rows, folder / "data")
     tokenizer = load_tokenizer(str(folder / "tokenizer"), "tokenizer")
     pairs = [pair for _, pair in _pairs(study, folder, "data/train")]
@@ -155,9 +159,9 @@ def prepare(study: Study, folder: Path, data: Path, shorten: float) -> None:
         if not (folder / kind / "config.json").is_file():
             print(f"{study.name}: {kind}, {len(pairs) - WATCHED} training rows", flush=True)
             model = _unfitted(kind, folder, tokenizer)
-            if copying := round(study.copying_steps[number - 1] * shorten):
-                copied = [pair for _, pair in _pairs(study, folder, "data/copying")]
-                text_models.fit(model, copied, copying, seed=number)
+            if first := round(study.easier_steps[number - 1] * shorten):
+                easier = [pair for _, pair in _pairs(study, folder, "data/easier")]
+                text_models.fit(model, easier, first, seed=number, watched=pairs[:WATCHED])
             text_models.fit(model, pairs[WATCHED:], max(1, round(steps * shorten)), seed=number, watched=pairs[:WATCHED])
             text_models.save(model, folder / kind)
 

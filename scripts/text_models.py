@@ -27,6 +27,8 @@ KEPT = {"encoder": (0, 2), "decoder": (0,)}
 VOCABULARY = 3000
 RATES = 0.006, 0.01
 """peak learning rates of the matrices and of the rest"""
+DROPOUT = 0.1
+"""while the teacher is fitted, which meets each of its few thousand pairs many times"""
 
 Pair = tuple[list[int], list[int]]
 """Token ids of a prompt and of its completion, the latter with EOS."""
@@ -50,7 +52,7 @@ def new_teacher(tokenizer: PreTrainedTokenizerBase, seed: int) -> LanguageModel:
     """A model of ``SHAPE`` with random weights."""
     torch.manual_seed(seed)
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "decoder_start_token_id": tokenizer.pad_token_id}
-    config = T5Config(vocab_size=len(tokenizer), dropout_rate=0.0, relative_attention_max_distance=64, **ids, **SHAPE)
+    config = T5Config(vocab_size=len(tokenizer), dropout_rate=DROPOUT, relative_attention_max_distance=64, **ids, **SHAPE)
     return wrap(T5ForConditionalGeneration(config), tokenizer)
 
 
@@ -138,6 +140,7 @@ def _loss(model: LanguageModel, rows: tuple[Tensor, Tensor, Tensor, Tensor], smo
 
 
 def save(model: LanguageModel, folder: Path) -> None:
-    """Weights, configuration and tokenizer in Hugging Face form."""
+    """Weights, configuration and tokenizer in Hugging Face form; what is loaded from it has no dropout."""
+    model.module.config.dropout_rate = 0.0
     model.module.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)

@@ -61,6 +61,12 @@ def leading_sentences(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
+def with_copied_targets(rows: Sequence[Row]) -> list[Row]:
+    """Translation rows, and of each another whose source is its target (Currey et al. 2017, W17-4715): copying it teaches the decoder where
+    to look, and names and numbers."""
+    return [*rows, *({"en": row["de"], "de": row["de"]} for row in rows)]
+
+
 def write(rows: dict[str, list[Row]], folder: Path) -> None:
     """One JSONL file for each part."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -161,6 +161,16 @@ def test_every_method_of_every_task_is_a_valid_configuration(name: str, method: 
     assert config.optimizer == load_config(tmp_path / "test.yaml").optimizer
 
 
+def test_easier_rows_are_made_of_training_rows():
+    pairs = [{"en": "one", "de": "eins"}, {"en": "two", "de": "zwei"}]
+    assert text_rows.with_copied_targets(pairs) == [*pairs, {"en": "eins", "de": "eins"}, {"en": "zwei", "de": "zwei"}]
+    document = {"source": ["A long first sentence.", "Too short.", "And a third long one."], "target": ["A summary."]}
+    assert text_rows.leading_sentences([document]) == [
+        {"source": document["source"], "target": ["A long first sentence."]},
+        {"source": document["source"][2:], "target": ["And a third long one."]},
+    ]
+
+
 @needs_data
 def test_no_training_pair_shares_a_side_with_a_held_out_one():
     rows = text_rows.translation_rows(Path(DATA))
