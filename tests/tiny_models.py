@@ -49,12 +49,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}),
     "t5": ("t5", {**_T5, "tie_word_embeddings": True}),
     "t5:untied": ("t5", {**_T5, "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"}),
+    "umt5": ("umt5", {**_T5, "feed_forward_proj": "gated-gelu"}),
     "bart": ("bart", _BART),
     "mbart": ("mbart", _BART),
 }
 """Name → model type and its configuration."""
 
-CAUSAL = tuple(name for name in FAMILIES if name.split(":")[0] not in ("t5", "bart", "mbart"))
+CAUSAL = tuple(name for name in FAMILIES if name.split(":")[0] not in ("t5", "umt5", "bart", "mbart"))
 
 
 def build(kind: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0, **changes: Any) -> PreTrainedModel:

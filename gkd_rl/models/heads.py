@@ -29,11 +29,11 @@ def head_of(model: PreTrainedModel, vocabulary: int) -> Head:
 
 
 def _scale(config: PreTrainedConfig) -> float:
-    """Cohere multiplies its logits, Granite divides them, and T5 with tied weights scales by d_model^-1/2."""
+    """Cohere multiplies its logits, Granite divides them, and T5 with tied weights and UMT5 scale by d_model^-1/2."""
     if getattr(config, "logit_scale", None):
         return float(config.logit_scale)
     if getattr(config, "logits_scaling", None):
         return 1.0 / float(config.logits_scaling)
-    if getattr(config, "scale_decoder_outputs", False):
+    if getattr(config, "scale_decoder_outputs", config.model_type == "umt5"):
         return float(config.d_model) ** -0.5
     return 1.0

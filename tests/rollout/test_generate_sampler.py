@@ -42,7 +42,7 @@ def _require_equal(theirs: Rollouts, ours: Rollouts) -> None:
         torch.testing.assert_close(getattr(theirs, name), getattr(ours, name), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["llama", "llama:untied", "gpt2", "qwen3", "gemma2", "cohere", "t5", "t5:untied", "bart"])
+@pytest.mark.parametrize("kind", ["llama", "llama:untied", "gpt2", "qwen3", "gemma2", "cohere", "t5", "t5:untied", "umt5", "bart"])
 def test_greedy_decoding_is_that_of_the_native_sampler(kind: str):
     theirs, ours = _both(language_model(kind, seed=2), per_prompt=1, temperature=0.0, max_new_tokens=12)
     _require_equal(theirs, ours)
