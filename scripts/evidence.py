@@ -21,10 +21,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evidence_arms import ARMS, BY_NAME, COMMON, ROOT, SOLVED, Arm
 from evidence_page import write_page
-from evidence_results import EVALUATED, UNCOUNTED, read_results, write_csv
+from evidence_results import EVALUATED, TEMPERATURES, UNCOUNTED, read_results, write_csv
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -40,6 +41,8 @@ FITTING = (*COMMON[1:], *SOLVED, "sft.examples=1500", "sft.epochs=8", "sft.lr=2e
 EVALUATIONS = {"in_domain": ([1, 2], 500, 1), "diversity": ([1, 2], 125, 4), "harder": ([3], 200, 1), "longer": ([4], 200, 1)}
 """Operations of the held-out problems, how many problems, how many answers sampled to each (one more is greedy). Three operations: what
 the student met before it was fitted, and these runs never show; four: what it has never seen."""
+AT = (0.25, 0.5, 0.75, 1.0)
+"""Temperatures at which four answers to each of 125 problems are sampled."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class Place:
     def folder(self, arm: str, seed: int) -> Path:
         return self.out / f"{arm}-{self.teraflops:g}-seed-{seed}"
 
+    def lacks(self, arm: Arm, seed: int) -> list[str]:
+        """Files of figures that are still to be made."""
+        wanted = [EVALUATED, *([TEMPERATURES] if "divergence" in arm.studies else [])]
+        return [name for name in wanted if not (self.folder(arm.name, seed) / "run" / name).is_file()]
+
     def peer(self, arm: Arm) -> str:
         return str(self.folder(arm.needs, 0) / "run" / "model") if arm.needs else ""
 
@@ -65,7 +73,7 @@ def steps_for(arm: Arm, place: Place) -> int:
     """Steps of ``arm`` that the budget pays for, by its plan; at least 1."""
     made = plan(load_config(arm.path, arm.overrides(str(place.student), place.peer(arm))), 1, 1.0, "")
     assert made.step_flops, "all sizes are known"
-    return max(1, round(place.teraflops * 1e12 / (made.step_flops + arm.taught * teacher_flops(place))))
+    return max(1, round(arm.budget * place.teraflops * 1e12 / (made.step_flops + arm.taught * teacher_flops(place))))
 
 
 def teacher_flops(place: Place) -> float:
@@ -87,7 +95,11 @@ def run(arm: Arm, seed: int, place: Place) -> bool:
         if not _call(folder, "-m", "gkd_rl", "train", str(arm.path), *settings):
             return False
     (folder / "run" / UNCOUNTED).write_text(json.dumps({"teacher_flops_per_step": arm.taught * teacher_flops(place)}) + "\n")
-    return _call(folder, __file__, "--evaluate", str(folder / "run" / "model"), "--threads", str(place.threads))
+    return _evaluate(folder, folder / "run" / "model", place.threads, place.lacks(arm, seed))
+
+
+def _evaluate(folder: Path, model: Path, threads: int, wanted: list[str]) -> bool:
+    return all(_call(folder, __file__, "--evaluate", str(model), "--figures", name, "--threads", str(threads)) for name in wanted)
 
 
 def _call(folder: Path, *command: str) -> bool:
@@ -96,20 +108,25 @@ def _call(folder: Path, *command: str) -> bool:
     return done.returncode == 0
 
 
-def evaluate_model(model: Path, threads: int) -> None:
-    """``evaluation.json`` beside the folder of ``model``: the same evaluation for every method, whatever it was trained on."""
+def evaluate_model(model: Path, figures: str, threads: int) -> None:
+    """The file ``figures`` beside the folder of ``model``: the same evaluation for every method, whatever it was trained on."""
+    if figures == TEMPERATURES:
+        found = [{"temperature": at, **_evaluated(model, threads, *EVALUATIONS["diversity"], at)} for at in AT]
+    else:
+        found = {name: _evaluated(model, threads, *asked) for name, asked in EVALUATIONS.items()}
+    partial = model.parent / f"{figures}.part"
+    partial.write_text(json.dumps(found) + "\n")
+    partial.replace(model.parent / figures)
+
+
+def _evaluated(model: Path, threads: int, levels: list[int], examples: int, samples: int, temperature: float = 1.0) -> dict[str, Any]:
     import gkd_rl
 
-    figures = {}
-    for name, (levels, examples, samples) in EVALUATIONS.items():
-        settings = [f"task.options={{levels: {levels}}}", f"evaluation.examples={examples}", f"evaluation.samples={samples}"]
-        settings += ["evaluation.metrics=[majority_vote, self_bleu, distinct]", f"engine.threads={threads}", f"model={model}"]
-        settings += [f"run_dir={model.parent}", "rollout.max_new_tokens=72"]
-        result = gkd_rl.evaluate(load_config(ROOT / "configs" / "arithmetic.yaml", settings))
-        figures[name] = {**result.as_row(), "judged": [int(row["right"]) for row in result.judged]}
-    partial = model.parent / "evaluation.json.part"
-    partial.write_text(json.dumps(figures) + "\n")
-    partial.replace(model.parent / EVALUATED)
+    settings = [f"task.options={{levels: {levels}}}", f"evaluation.examples={examples}", f"evaluation.samples={samples}"]
+    settings += ["evaluation.metrics=[majority_vote, self_bleu, distinct]", f"evaluation.temperature={temperature}"]
+    settings += [f"engine.threads={threads}", f"model={model}", f"run_dir={model.parent}", "rollout.max_new_tokens=72"]
+    result = gkd_rl.evaluate(load_config(ROOT / "configs" / "arithmetic.yaml", settings))
+    return {**result.as_row(), "judged": [int(row["right"]) for row in result.judged]}
 
 
 def make_student(place: Place) -> None:
@@ -121,11 +138,12 @@ def make_student(place: Place) -> None:
     if not (teacher / "model").exists():
         (teacher / "model").symlink_to(ROOT / "gkd_rl" / "assets" / "arithmetic-teacher")
     fit = ("-m", "gkd_rl", "sft", str(ROOT / "configs" / "arithmetic.yaml"), f"student.path={pretrained}", *FITTING, threads, "resume=auto")
-    evaluate = (__file__, "--threads", str(place.threads), "--evaluate")
+    evaluate = (__file__, "--threads", str(place.threads), "--figures", EVALUATED, "--evaluate")
     for made, command in (
         (pretrained / "config.json", (str(BUILD), "--only", "student", "--out", str(out), *PRETRAINING)),
         (place.student / "config.json", (*fit, f"run_dir={out / 'run'}")),
         (out / "run" / EVALUATED, (*evaluate, str(place.student))),
+        (out / "run" / TEMPERATURES, (*evaluate, str(place.student), "--figures", TEMPERATURES)),
         (teacher / EVALUATED, (*evaluate, str(teacher / "model"))),
     ):
         if not made.is_file() and not _call(out, *command):
@@ -134,7 +152,7 @@ def make_student(place: Place) -> None:
 
 def run_all(arms: list[Arm], seeds: list[int], place: Place, jobs: int) -> list[str]:
     """All methods with one seed first: a page is possible early. Returns what failed."""
-    missing = [(arm, seed) for seed in seeds for arm in arms if not (place.folder(arm.name, seed) / "run" / EVALUATED).is_file()]
+    missing = [(arm, seed) for seed in seeds for arm in arms if place.lacks(arm, seed)]
     failed: list[str] = []
     columns = (
         TextColumn("runs"),
@@ -173,11 +191,12 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "evidence.md")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--evaluate", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--figures", default=EVALUATED, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=0, help="of one run (default: the cores, shared out)")
     arguments = parser.parse_args()
     threads = arguments.threads or max(1, cores // arguments.jobs)
     if arguments.evaluate:
-        evaluate_model(arguments.evaluate.absolute(), threads)
+        evaluate_model(arguments.evaluate.absolute(), arguments.figures, threads)
         return
     place = Place(arguments.out.absolute(), arguments.teraflops, threads)
     arms = [BY_NAME[name] for name in arguments.only]

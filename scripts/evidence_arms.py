@@ -31,6 +31,10 @@ SOLVED = ("task.options={levels: [2, 1], held_out_levels: [1, 2]}", "task.train_
 solutions has these alone, whatever needs none has problems without end."""
 
 
+LONG = 5.0
+"""Times the arithmetic of others, where reward alone should have the time that it needs."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """One way to train."""
@@ -44,6 +48,8 @@ class Arm:
     """α changes to 0 after half of the steps"""
     taught: float = 0.0
     """share of the rows that the teacher writes, each once; runs do not count that work, which is added here"""
+    budget: float = 1.0
+    """of the arithmetic that a run may spend, in that of others"""
     needs: str | None = None
     """an arm whose model of seed 0 is this one's teacher"""
 
@@ -63,6 +69,10 @@ class Arm:
 
 def _alpha(value: float) -> Arm:
     return Arm(f"alpha_{value:g}", "joint", (f"objective.alpha={value:g}",), ("frontier",))
+
+
+def _long(name: str, config: str, *settings: str, needs: str | None = None) -> Arm:
+    return Arm(f"{name}_long", config, settings, ("long",), budget=LONG, needs=needs)
 
 
 def _kind(name: str, **settings: object) -> Arm:
@@ -101,6 +111,11 @@ ARMS = (
     Arm("gkd_1500_prompts", "on_policy_gkd", SOLVED, ("prompts", "share")),
     Arm("self_gkd", "on_policy_gkd", (f"teacher.path={PEER}",), ("self",), needs="on_policy_gkd"),
     Arm("self_joint", "joint", (f"teacher.path={PEER}",), ("self",), needs="on_policy_gkd"),
+    _long("self_gkd", "on_policy_gkd", f"teacher.path={PEER}", needs="on_policy_gkd"),
+    _long("self_joint", "joint", f"teacher.path={PEER}", needs="on_policy_gkd"),
+    _long("alpha_0", "joint", "objective.alpha=0"),
+    _long("on_policy_gkd", "on_policy_gkd"),
+    _long("joint", "joint"),
 )
 """In the order in which they run: what matters most comes first."""
 

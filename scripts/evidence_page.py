@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from evidence_arms import ARMS, BY_NAME
+import numpy as np
+from evidence_arms import ARMS, BY_NAME, LONG
 from evidence_pictures import draw_curves, draw_frontier, draw_methods
 from evidence_results import PHASES, Result, difference, interval, mean, of
 
@@ -17,6 +18,7 @@ TITLES = {
     "divergence": "Divergences",
     "prompts": "Few prompts",
     "self": "A teacher of the student's own size",
+    "long": "Five times the arithmetic",
 }
 CLAIMS = (
     ("the student's own answers to new problems teach more than known solutions (JSD)", "on_policy_gkd", "share_0"),
@@ -37,6 +39,10 @@ CLAIMS = (
     ("joint training is better than distilling first and rewarding then", "joint", "distil_then_rl"),
     ("the teacher on wrong answers alone is better than on all", "gated_joint", "joint"),
     ("a student surpasses a teacher of its own size", "self_gkd", "on_policy_gkd"),
+    ("with the reward beside it, and five times the arithmetic, it does", "self_joint_long", "on_policy_gkd"),
+    ("with five times the arithmetic, reward beside that teacher is better than that teacher alone", "self_joint_long", "self_gkd_long"),
+    ("reward beside the teacher that is hardly ever wrong is better than it alone, then", "joint_long", "on_policy_gkd_long"),
+    ("the teacher beside the reward is better than the reward alone, still", "joint_long", "alpha_0_long"),
 )
 """Claim, and the methods of which the first should be more accurate than the second."""
 
@@ -64,7 +70,7 @@ PICTURES: dict[str, Callable[[Sequence[Result], Path], None]] = {
 def parts(results: Sequence[Result], teraflops: float) -> dict[str, str]:
     """What belongs between the marks, by name."""
     tables = {study: table(results, [name for name in _arms(study) if of(results, name)]) for study in TITLES}
-    return {"how": how(results, teraflops), "claims": claims(results), **tables}
+    return {"how": how(results, teraflops), "claims": claims(results), **tables, "temperatures": temperatures(results)}
 
 
 def skeleton() -> str:
@@ -72,7 +78,7 @@ def skeleton() -> str:
     blocks = ["# Evidence", block("how", ""), "## Claims", block("claims", "")]
     for study, title in TITLES.items():
         picture = [f"![{title}](images/evidence-{study}.png)"] if study in PICTURES else []
-        blocks += [f"## {title}", *picture, block(study, "")]
+        blocks += [f"## {title}", *picture, block(study, ""), *([block("temperatures", "")] if study == "divergence" else [])]
     blocks += ["## Accuracy over arithmetic", "![accuracy over arithmetic](images/evidence-curves.png)"]
     return "\n\n".join(blocks) + "\n"
 
@@ -92,7 +98,8 @@ def how(results: Sequence[Result], teraflops: float) -> str:
     runs = [result for result in results if result.seed is not None]
     missing = [f"`{arm.name}` ({len(of(results, arm.name))})" for arm in ARMS if len(of(results, arm.name)) < len(seeds)]
     text = (
-        f"{len(runs)} runs with the seeds {', '.join(map(str, seeds))}, each of {teraflops:g} TFLOP of generation, teacher and student. "
+        f"{len(runs)} runs with the seeds {', '.join(map(str, seeds))}, each of {teraflops:g} TFLOP of generation, teacher and student "
+        f"(`..._long`: {LONG * teraflops:g}). "
         f"All figures of each run are in [evidence.csv](evidence.csv)."
     )
     return text + (f" Not with every seed: {', '.join(missing)}." if missing else "")
@@ -118,12 +125,27 @@ def _row(name: str, runs: Sequence[Result]) -> str:
     return f"| {label} | {steps} | {work} | {mean(runs, 'accuracy'):.3f} ({low:.3f} to {high:.3f}) | {seeds} | {others} | {last} |"
 
 
+def temperatures(results: Sequence[Result]) -> str:
+    """Accuracy and Self-BLEU of samples by divergence and temperature, means over seeds."""
+    found = {name: [run for run in of(results, name) if run.temperatures] for name in ("student", *_arms("divergence"))}
+    found = {name: runs for name, runs in found.items() if runs}
+    if not found:
+        return ""
+    at = [point[0] for point in next(iter(found.values()))[0].temperatures]
+    lines = [f"| method | greedy | {' | '.join(f'T {value:g}: accuracy, Self-BLEU' for value in at)} |", "|---" * (2 + len(at)) + "|"]
+    for name, runs in found.items():
+        middle = np.mean([run.temperatures for run in runs], axis=0)
+        cells = [f"{mean(runs, 'accuracy'):.3f}", *(f"{accuracy:.3f}, {bleu:.1f}" for _, accuracy, bleu in middle)]
+        lines.append(f"| {name if name == 'student' else f'`{name}`'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def claims(results: Sequence[Result]) -> str:
     """Each claim with the difference that it rests on."""
     lines = ["| claim | difference in accuracy (95% interval) | seeds | here |", "|---|---|---|---|"]
     for claim, one, other in CLAIMS:
         runs = of(results, one), of(results, other)
-        if one == "self_gkd":  # its teacher is one model, the other's first seed
+        if BY_NAME[one].needs == other:  # its teacher is one model, the other's first seed
             found = (runs[0], [_as_seed(run, pupil.seed) for pupil in runs[0] for run in runs[1] if run.seed == 0])
         else:
             found = runs

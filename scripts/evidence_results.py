@@ -15,6 +15,8 @@ import numpy as np
 from gkd_rl.ablation.comparison import paired_bootstrap
 
 EVALUATED = "evaluation.json"
+TEMPERATURES = "temperatures.json"
+"""The same problems answered at several temperatures; of the methods that the divergences are compared by."""
 UNCOUNTED = "uncounted.json"
 """Work of the teacher that runs do not count themselves."""
 PHASES = ("generation", "teacher", "student")
@@ -49,6 +51,8 @@ class Result:
     """which held-out problems were answered rightly"""
     curve: tuple[tuple[float, float], ...] = field(default=(), repr=False)
     """TFLOP spent, accuracy of the first 200 held-out problems"""
+    temperatures: tuple[tuple[float, float, float], ...] = field(default=(), repr=False)
+    """sampling temperature, share of right answers at it, their Self-BLEU"""
 
 
 def read_results(out: Path, teraflops: float, names: Sequence[str], seeds: Sequence[int]) -> list[Result]:
@@ -80,7 +84,13 @@ def read(name: str, seed: int | None, folder: Path) -> Result:
         length=own["length"],
         judged=tuple(own["judged"]),
         curve=_curve(folder, rows),
+        temperatures=_temperatures(folder / TEMPERATURES),
     )
+
+
+def _temperatures(path: Path) -> tuple[tuple[float, float, float], ...]:
+    found = json.loads(path.read_text()) if path.is_file() else []
+    return tuple((at["temperature"], at["reward"], at["metrics"]["self_bleu"]) for at in found)
 
 
 def _rows(folder: Path) -> list[dict[str, float]]:
@@ -104,7 +114,7 @@ def _curve(folder: Path, rows: Sequence[dict[str, Any]]) -> tuple[tuple[float, f
 
 
 def write_csv(path: Path, results: Sequence[Result]) -> None:
-    """All figures of all runs, a line each; ``judged`` as digits, ``curve`` as pairs."""
+    """All figures of all runs, a line each; ``judged`` as digits, ``curve`` and ``temperatures`` as numbers joined by colons."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([column.name for column in fields(Result)])
@@ -113,6 +123,7 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
                 **asdict(result),
                 "judged": "".join(map(str, result.judged)),
                 "curve": " ".join(f"{x:.4f}:{y:g}" for x, y in result.curve),
+                "temperatures": " ".join(f"{x:g}:{y:.4f}:{z:.4f}" for x, y, z in result.temperatures),
             }
             writer.writerow([f"{value:.5g}" if isinstance(value, float) else value for value in row.values()])
 
@@ -124,10 +135,19 @@ def read_csv(path: Path) -> list[Result]:
 
 
 def _of_row(row: dict[str, str]) -> Result:
-    pairs = tuple((float(x), float(y)) for x, _, y in (point.partition(":") for point in row["curve"].split()))
-    numbers = {key: float(value) for key, value in row.items() if key not in ("name", "seed", "steps", "judged", "curve")}
+    curve, temperatures = ([list(map(float, point.split(":"))) for point in row[key].split()] for key in ("curve", "temperatures"))
+    others = ("name", "seed", "steps", "judged", "curve", "temperatures")
+    numbers = {key: float(value) for key, value in row.items() if key not in others}
     seed = int(row["seed"]) if row["seed"] else None
-    return Result(row["name"], seed, int(row["steps"]), **numbers, judged=tuple(map(int, row["judged"])), curve=pairs)
+    return Result(
+        row["name"],
+        seed,
+        int(row["steps"]),
+        **numbers,
+        judged=tuple(map(int, row["judged"])),
+        curve=tuple((x, y) for x, y in curve),
+        temperatures=tuple((x, y, z) for x, y, z in temperatures),
+    )
 
 
 def of(results: Sequence[Result], name: str) -> list[Result]:

@@ -80,7 +80,7 @@ TRANSLATION = Study(
     answer=40,
     reward="chrf",
     teacher_steps=4500,
-    student_steps=300,
+    student_steps=2000,
     teraflops=2.0,
     easier=text_rows.with_copied_targets,
     easier_steps=(3000, 0),
@@ -97,7 +97,7 @@ SUMMARIZATION = Study(
     reward="rouge2",
     teacher_steps=600,
     student_steps=100,
-    teraflops=2.0,
+    teraflops=1.0,
     easier=text_rows.leading_sentences,
     easier_steps=(2000, 300),
 )

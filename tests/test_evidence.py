@@ -62,9 +62,13 @@ def test_every_baseline_takes_part_and_every_method_has_a_valid_configuration():
 
 def test_a_budget_pays_for_more_steps_of_a_cheaper_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(evidence.Place, "student", STUDENT)
-    steps = {name: evidence.steps_for(BY_NAME[name], evidence.Place(tmp_path, 2, 1)) for name in ("on_policy_gkd", "sft", "rl")}
+    names = ("on_policy_gkd", "sft", "rl", "on_policy_gkd_long")
+    steps = {name: evidence.steps_for(BY_NAME[name], evidence.Place(tmp_path, 2, 1)) for name in names}
     assert steps["on_policy_gkd"] == pytest.approx(30, abs=1)
     assert steps["sft"] > 1.5 * steps["on_policy_gkd"], "no teacher, no sampling"
+    assert evidence.steps_for(BY_NAME["on_policy_gkd_long"], evidence.Place(tmp_path, 2, 1)) == pytest.approx(
+        5 * steps["on_policy_gkd"], abs=3
+    )
     assert evidence.steps_for(BY_NAME["rl"], evidence.Place(tmp_path, 1e-9, 1)) == 1
 
 
@@ -101,6 +105,14 @@ def test_the_page_is_made_anew_between_its_marks_alone(tmp_path: Path):
     assert "| 0.625 (" in methods and "0.500 0.750" in methods
     assert "`joint` − `on_policy_gkd` | +0.375 (" in text and "| 2 | not shown |" in text
     assert (tmp_path / "images" / "evidence-frontier.png").is_file()
+
+
+def test_samples_at_several_temperatures_are_means_over_seeds_and_survive_the_file(tmp_path: Path):
+    warmer = ((0.5, 0.75, 90.0), (1.0, 0.5, 80.0)), ((0.5, 0.25, 70.0), (1.0, 0.5, 60.0))
+    runs = [result("reverse_kl", seed, "1100", temperatures=at) for seed, at in enumerate(warmer)]
+    evidence_results.write_csv(tmp_path / "figures.csv", runs)
+    assert evidence_results.read_csv(tmp_path / "figures.csv") == runs
+    assert evidence_page.temperatures(runs).splitlines()[2] == "| `reverse_kl` | 0.500 | 0.500, 80.0 | 0.500, 70.0 |"
 
 
 def test_the_published_page_says_what_the_published_figures_say():

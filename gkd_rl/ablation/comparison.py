@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +42,17 @@ def paired_bootstrap(values: np.ndarray, resamples: int = RESAMPLES) -> tuple[fl
     """
     if not values.size:
         return math.nan, math.nan, math.nan
-    seeds, examples = values.shape
-    random = np.random.default_rng(0)
-    of_seeds = random.multinomial(seeds, [1 / seeds] * seeds, size=resamples)
-    of_examples = random.multinomial(examples, [1 / examples] * examples, size=resamples)
+    of_seeds, of_examples = _drawn(*values.shape, resamples)
     means = np.einsum("rs,se,re->r", of_seeds, values, of_examples, optimize=True) / values.size
     low, high = np.quantile(means, [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
+
+
+@lru_cache(maxsize=2)
+def _drawn(seeds: int, examples: int, resamples: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each seed [R, S] and each example [R, E] is drawn in each resample: the same for all comparisons of one size."""
+    random = np.random.default_rng(0)
+    return tuple(random.multinomial(count, [1 / count] * count, size=resamples) for count in (seeds, examples))  # pyright: ignore
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:

@@ -100,7 +100,7 @@ def slow_reward(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{file}:Slow"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_lets_the_step_finish_and_keeps_it(
     start: Callable, cli, arithmetic: Path, slow_reward: str, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -111,6 +111,7 @@ def test_the_base_teaches_as_a_copy_of_the_initial_student_does(train, monkeypat
     assert rows_of(base / "metrics.jsonl")[-1]["reverse_kl"] > 1e-5, "the student has left its base"
 
 
+@pytest.mark.slow
 def test_the_base_teaches_where_its_weights_are_sharded(train) -> None:
     whole, sharded = (train(f"zero {stage}", *LORA, *SAME, "teacher.kind=base", f"engine.zero_stage={stage}") for stage in (0, 3))
     for ours, theirs in zip(rows_of(sharded / "metrics.jsonl"), rows_of(whole / "metrics.jsonl"), strict=True):

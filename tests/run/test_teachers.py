@@ -323,6 +323,7 @@ def _torchrun() -> tuple[str, ...]:
     return ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", str(port))
 
 
+@pytest.mark.slow
 def test_an_average_over_two_processes_with_sharded_weights_is_that_of_one(run, cli, small: Path, tmp_path: Path) -> None:
     settings = (*MOVED, "teacher.kind=ema", "teacher.decay=0.7", "max_steps=3", "rollout.prompts_per_step=4")
     two = run("train", small, f"run_dir={tmp_path / 'two'}", *settings, "engine.zero_stage=3", launcher=_torchrun())

@@ -127,6 +127,7 @@ def _hackable_run(tmp_path: Path, name: str, *overrides: str) -> list[dict]:
     return [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_that_hacks_its_reward_is_caught_and_the_teacher_holds_it_back(tmp_path: Path, capsys: pytest.CaptureFixture):
     hacked = _hackable_run(tmp_path, "alone", "objective.alpha=0", "watch.action=raise_alpha", "watch.alpha=0.8")
     said = capsys.readouterr().out
