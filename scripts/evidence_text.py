@@ -108,7 +108,6 @@ METHODS: dict[str, list[str]] = {
     "sft": [*_ROWS, "teacher.path=null", "objective.reward_weight=0", "objective.divergence_weight=0", "objective.cross_entropy_weight=1"],
     "supervised_kd": [*_ROWS, "objective.alpha=1", "objective.divergence.kind=forward_kl", "objective.divergence.rescale=false"],
     "on_policy_gkd": ["objective.alpha=1"],
-    "joint_0.9": ["objective.alpha=0.9"],
     "joint_0.5": ["objective.alpha=0.5"],
     "joint_0.1": ["objective.alpha=0.1"],
     "reward": ["objective.alpha=0", "teacher.path=null"],
@@ -241,8 +240,8 @@ def main() -> None:
     parser.add_argument("--task", nargs="+", choices=STUDIES, default=list(STUDIES), metavar="TASK", help="default: all")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--samples", type=int, default=4, help="sampled answers to each held-out row (default: %(default)s)")
-    parser.add_argument("--examples", type=int, default=500, help="held-out rows of each test (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=3, help="sampled answers to each held-out row (default: %(default)s)")
+    parser.add_argument("--examples", type=int, default=300, help="held-out rows of each test (default: %(default)s)")
     parser.add_argument("--shorten", type=float, default=1.0, metavar="SHARE", help="share of all steps, to try the whole")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "evidence-text", help="folder of models and runs")

@@ -27,9 +27,9 @@ COLUMNS = ("task", "method", "seed", "rows", "steps", *PHASES, *FIGURES, *SAMPLE
 
 SINGLE = {"student-itself": "initial student", "teacher-itself": "teacher"}
 COMPARED_WITH = "on_policy_gkd"
-ORDER = ("initial student", "teacher", "sft", "supervised_kd", "on_policy_gkd", "joint_0.9", "joint_0.5", "joint_0.1", "reward")
+ORDER = ("initial student", "teacher", "sft", "supervised_kd", "on_policy_gkd", "joint_0.5", "joint_0.1", "reward")
 BESIDE = {"reverse_kl": "KL to teacher", "self_bleu": "Self-BLEU", "distinct_2": "distinct-2", "length": "tokens", "truncated": "cut off"}
-CURVE = ("on_policy_gkd", "joint_0.9", "joint_0.5", "joint_0.1", "reward")
+CURVE = ("on_policy_gkd", "joint_0.5", "joint_0.1", "reward")
 
 
 def lines_of(folder: Path) -> list[Line]:
