@@ -16,8 +16,8 @@ import matplotlib.pyplot as plt
 
 BLUE, ORANGE, GREY = "#2a6fbb", "#d1660f", "0.45"
 SCHEDULES = {"alpha_falls": "α 1 → 0", "alpha_rises": "α 0 → 1", "gated_joint": "½, gated", "distil_then_rl": "1, then 0"}
-BELOW = ("gated_joint", "on_policy_gkd", "alpha_falls")
-"""Whose labels stand below their mark, since others stand above."""
+AWAY = {"gated_joint": (6, -11), "on_policy_gkd": (-22, -12), "alpha_falls": (-30, -15)}
+"""Where the labels of some marks stand, in points, since those of others are in their way."""
 ALPHAS = {"on_policy_gkd": 1.0, "joint": 0.5}
 
 
@@ -55,8 +55,7 @@ def draw_frontier(results: Sequence[Result], path: Path) -> None:
         axis.plot([run.reverse_kl for run in runs], [run.accuracy for run in runs], ".", color=colour, alpha=0.4, markersize=5)
         axis.plot(*place, "s" if name in SCHEDULES else "o", color=colour, markersize=6)
         label = SCHEDULES[name] if name in SCHEDULES else f"α {_alpha(name):g}"
-        away = (6, -11) if name in BELOW else (6, 5)
-        axis.annotate(label, place, xytext=away, textcoords="offset points", fontsize=8, color=colour)
+        axis.annotate(label, place, xytext=AWAY.get(name, (6, 5)), textcoords="offset points", fontsize=8, color=colour)
     for start in of(results, "student"):
         axis.plot(start.reverse_kl, start.accuracy, "x", color=GREY)
         axis.annotate("before", (start.reverse_kl, start.accuracy), xytext=(6, -10), textcoords="offset points", fontsize=8, color=GREY)
